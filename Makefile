@@ -1,0 +1,30 @@
+# Every target makes its own .venv first and is safe to run again.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint bench clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+demo: $(INSTALLED)  ## train a small dense model, convert it, verify it, complete a function
+	$(BIN)/moe-codegen demo --out demo-output
+
+test: lint  ## lint, types, import contract and every test that needs no GPU
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)  ## every benchmark; `.venv/bin/python -m benchmarks CASE` runs one
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist demo-output

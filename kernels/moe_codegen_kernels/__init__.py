@@ -1,0 +1,1 @@
+"""Grouped-GEMM expert kernels: knows torch, and triton when present; nothing of transformers."""

@@ -1,0 +1,1 @@
+"""Turn dense code language models into sparse mixtures of experts, and run them fast."""
