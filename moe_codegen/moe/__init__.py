@@ -1,0 +1,8 @@
+"""The sparse layer: router, experts, and the losses that keep them balanced."""
+
+from moe_codegen.moe.experts import Experts as Experts
+from moe_codegen.moe.layer import SparseMoE as SparseMoE
+from moe_codegen.moe.losses import load_balancing_loss as load_balancing_loss
+from moe_codegen.moe.losses import router_z_loss as router_z_loss
+from moe_codegen.moe.router import Routing as Routing
+from moe_codegen.moe.router import TopKRouter as TopKRouter
