@@ -1,0 +1,1 @@
+"""Router, experts, losses and the layer they make."""
