@@ -4,7 +4,8 @@ Dimensions: D model, F dense FFN's hidden, E experts, G granularity.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,14 @@ def generator_for(seed: int, *key: object) -> torch.Generator:
     """A generator whose numbers depend on `seed` and `key` alone, not on what was drawn before it."""
     digest = hashlib.sha256("/".join(map(str, (seed, *key))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def shares(weights: Mapping[str, float]) -> dict[str, float] | None:
+    """`weights` scaled to sum to 1, those of zero left out; None if they cannot be."""
+    total = sum(weights.values())
+    if not (all(0 <= weight < math.inf for weight in weights.values()) and 0 < total < math.inf):
+        return None
+    return {name: weight / total for name, weight in weights.items() if weight > 0}
 
 
 def blend(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> Iterator[torch.Tensor]:
@@ -86,18 +95,19 @@ class ExpertCutter:
         self, dense: DenseCheckpoint, tensor: torch.Tensor, key: tuple[int, int, Part, Kind]
     ) -> torch.Tensor:
         layer, expert, part, _ = key
-        inner = dense.architecture.ffn.inner
-        units = tensor.shape[1] if part == "down" else tensor.shape[0] // len(inner)
-        dropped = torch.randperm(units, generator=generator_for(self.seed, "drop", layer, expert))
-        dropped = dropped[: round(self.drop_ratio * units)]
+        tensor = tensor.clone()
+        # A gated FFN's first matrices stand one above the other, each with its own mean and deviation.
+        matrices = tensor.chunk(len(dense.architecture.ffn.inner)) if part == "inner" else (tensor,)
         dim = 1 if part == "down" else 0
-        if part == "inner":
-            dropped = torch.cat([dropped + half * units for half in range(len(inner))])
-        replaced = tensor.index_select(dim, dropped).float()
-        drawn = torch.empty_like(replaced).normal_(
-            replaced.mean().item(), replaced.std(correction=0).item(), generator=generator_for(self.seed, *key)
-        )
-        return tensor.clone().index_copy_(dim, dropped, drawn.to(tensor.dtype))
+        units = matrices[0].shape[dim]
+        order = torch.randperm(units, generator=generator_for(self.seed, "drop", layer, expert))
+        dropped = order[: max(1, round(self.drop_ratio * units))]
+        generator = generator_for(self.seed, *key)
+        for matrix in matrices:
+            values = matrix.index_select(dim, dropped).float()
+            values.normal_(values.mean().item(), values.std(correction=0).item(), generator=generator)
+            matrix.index_copy_(dim, dropped, values.to(matrix.dtype))
+        return tensor
 
     def _with_noise(self, tensor: torch.Tensor, key: tuple[int, int, Part, Kind], dtype: torch.dtype) -> torch.Tensor:
         generator = generator_for(self.seed, "noise", *key)
