@@ -122,6 +122,9 @@ def router_from_text(init: RouterInit, statistics: InputStatistics) -> torch.Ten
         system_DD = statistics.gram_DD + penalty * torch.eye(len(statistics.gram_DD))
         rows_ED = torch.linalg.solve(system_DD, mean_ED.t() * statistics.count_E.mean()).t()
         rows_ED = rows_ED - rows_ED.mean(dim=0)
+    # Routers have no bias: what all tokens have in common must favour no expert.
+    common_D = nn.functional.normalize(mean_ED.mean(dim=0), dim=0)
+    rows_ED = rows_ED - (rows_ED @ common_D)[:, None] * common_D
     # Logits at each expert's own mean, against the average over the others.
     logits_EE = mean_ED @ rows_ED.t()
     others = (logits_EE.sum(dim=1) - logits_EE.diagonal()) / max(1, len(logits_EE) - 1)

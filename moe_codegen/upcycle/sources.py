@@ -61,9 +61,9 @@ class Sources:
         hashes: dict[Path, dict[str, str]] = {}
         for checkpoint in {c.reader.folder: c for c in self.checkpoints.values()}.values():
             folder, files = checkpoint.reader.folder, checkpoint.reader.files
-            hashing: list[Callable[[Advance], Any]] = [partial(sha256_of, folder / file) for file in files]
-            checking = [partial(_check_finite, checkpoint, name) for name in checkpoint.reader]
-            digests = run_parallel([*hashing, *checking], workers, advance)
+            tasks: list[Callable[[Advance], Any]] = [partial(sha256_of, folder / file) for file in files]
+            tasks += [partial(_check_finite, checkpoint, name) for name in checkpoint.reader]
+            digests = run_parallel(tasks, workers, advance)
             hashes[folder] = dict(zip(files, digests[: len(files)], strict=True))
             _check_duplicates(checkpoint)
         return {name: hashes[checkpoint.reader.folder] for name, checkpoint in self.checkpoints.items()}
@@ -110,6 +110,11 @@ def _named_by_folder(paths: list[str | Path]) -> dict[str, str | Path]:
 
 def _check_same_base(base: DenseCheckpoint, expert: DenseCheckpoint, name: str) -> None:
     where = f"expert {name!r} ({expert.reader.folder})"
+    if expert.architecture != base.architecture:
+        raise MismatchError(
+            f"{where} is a {expert.architecture.family}, the base a {base.architecture.family}; "
+            "join only checkpoints tuned from one base"
+        )
     ours, theirs = _shape_of(base), _shape_of(expert)
     if ours["vocab_size"] != theirs["vocab_size"]:
         raise MismatchError(
