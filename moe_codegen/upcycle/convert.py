@@ -24,8 +24,9 @@ from moe_codegen.upcycle.sidecars import copy_sidecars
 from moe_codegen.upcycle.sources import Hashes, Sources, open_sources
 
 DEFAULT_NUM_EXPERTS = 8
-# What a conversion holds at once: a source tensor and its cast, for each worker.
+# What each worker holds at once: a source tensor and its cast; to make experts differ, also some in fp32.
 COPIES_IN_MEMORY = 2
+COPIES_TO_DIVERSIFY = 6
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,13 @@ def upcycle(
     check_router_texts(router, router_data, list(sources.experts) or None)
     plan = make_plan(sources, options)
     workers = _num_workers(workers)
+    copies = COPIES_TO_DIVERSIFY if noise_std or drop_ratio else COPIES_IN_MEMORY
     report = UpcycleReport(
         out=out,
         plan=plan,
         dry_run=dry_run,
         free_bytes=free_bytes(out),
-        memory_bytes=COPIES_IN_MEMORY * plan.largest_piece_bytes * min(workers, len(plan.shards)),
+        memory_bytes=copies * plan.largest_piece_bytes * min(workers, len(plan.shards)),
         warnings=_warnings(options, sources),
     )
     if dry_run:

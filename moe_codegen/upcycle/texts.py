@@ -17,7 +17,11 @@ def read_router_data(path: Path) -> dict[str, list[str]]:
     """
     if path.is_dir():
         texts = {
-            folder.name: [file.read_text(encoding="utf-8", errors="replace") for file in sorted(folder.rglob("*")) if file.is_file()]
+            folder.name: [
+                file.read_text(encoding="utf-8", errors="replace")
+                for file in sorted(folder.rglob("*"))
+                if file.is_file()
+            ]
             for folder in sorted(path.iterdir())
             if folder.is_dir()
         }

@@ -15,7 +15,8 @@ from moe_codegen.architectures import DenseCheckpoint
 
 Part = Literal["inner", "down"]
 Kind = Literal["weight", "bias"]
-BLOCK_ROWS = 1024
+# Elements that are widened to fp32 at once.
+BLOCK = 2**20
 
 
 def generator_for(seed: int, *key: object) -> torch.Generator:
@@ -37,7 +38,7 @@ def blend(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> Iterator
 
     Computed as `x_0 + sum_i w_i (x_i - x_0)`, so that equal tensors blend to themselves bit for bit.
     """
-    for blocks in zip(*(tensor.split(BLOCK_ROWS) for tensor in tensors), strict=True):
+    for blocks in zip(*map(_row_blocks, tensors), strict=True):
         wide = torch.promote_types(blocks[0].dtype, torch.float32)
         first = blocks[0].to(wide)
         total = first.clone()
@@ -113,10 +114,15 @@ class ExpertCutter:
         generator = generator_for(self.seed, "noise", *key)
         root_mean_square = torch.linalg.vector_norm(tensor, dtype=torch.float32) / tensor.numel() ** 0.5
         noisy = torch.empty(tensor.shape, dtype=dtype)
-        for source, target in zip(tensor.split(BLOCK_ROWS), noisy.split(BLOCK_ROWS), strict=True):
+        for source, target in zip(_row_blocks(tensor), _row_blocks(noisy), strict=True):
             noise = torch.randn(source.shape, generator=generator)
-            target.copy_(source.float() + noise * (self.noise_std * root_mean_square))
+            target.copy_(noise.mul_(self.noise_std * root_mean_square).add_(source))
         return noisy
+
+
+def _row_blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Views of some rows each, small enough to be widened."""
+    return tensor.split(max(1, BLOCK * len(tensor) // tensor.numel()))
 
 
 def _ffn_tensor(dense: DenseCheckpoint, layer: int, part: Part, kind: Kind) -> torch.Tensor:

@@ -21,7 +21,9 @@ def test_a_hub_id_that_is_not_here_and_cannot_be_fetched_says_so():
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "a/b/c", "~/nothing here", "file://x"])
 def test_what_cannot_be_a_hub_id_is_not_asked_of_the_hub(source):
-    with pytest.raises(CheckpointError, match="neither a folder on this machine nor a hub id such as ORGANISATION/NAME"):
+    with pytest.raises(
+        CheckpointError, match="neither a folder on this machine nor a hub id such as ORGANISATION/NAME"
+    ):
         resolve_source(source)
 
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def tensors_in_pieces(draw):
         return tensor, [tensor.t().contiguous().t()]
     cuts = sorted(draw(st.lists(st.integers(0, shape[0]), max_size=3)))
     edges = [0, *cuts, shape[0]]
-    return tensor, [tensor[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return tensor, [tensor[a:b] for a, b in pairwise(edges)]
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,7 +116,7 @@ def test_shards_keep_the_order_and_the_limit_but_for_a_tensor_too_large_alone(si
     assert all(shard.nbytes <= limit or len(shard.tensors) == 1 for shard in shards)
     assert len({shard.file for shard in shards}) == len(shards)
     # No two neighbours would have fitted in one file.
-    assert all(a.nbytes + b.tensors[0].nbytes > limit for a, b in zip(shards, shards[1:], strict=False))
+    assert all(a.nbytes + b.tensors[0].nbytes > limit for a, b in pairwise(shards))
 
 
 def test_one_file_has_the_plain_name_and_no_index_and_several_have_both(tmp_path):

@@ -103,7 +103,9 @@ def ffn_of(folder, layer=1):
 
 def dense_ffn(layer=1):
     tensors = tensors_of(dense("phi"))
-    return [tensors[f"model.layers.{layer}.mlp.{name}"] for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")]
+    return [
+        tensors[f"model.layers.{layer}.mlp.{name}"] for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+    ]
 
 
 def test_noise_has_the_size_asked_for_beside_each_tensors_own(tmp_path):

@@ -1,4 +1,4 @@
-"""What cannot be converted is refused with the right exception, in words that say what to do, and nothing is written."""
+"""What cannot be converted is refused by the right exception, which says what to do; nothing is written."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The conversion as a whole: what it plans, what it writes beside the weights, and that how it is run changes nothing."""
+"""The conversion as a whole: what it plans, what it writes, and that how it is run changes nothing."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, GenerationConfig
 
 from moe_codegen import MoEForCausalLM, upcycle
+from moe_codegen.architectures import DenseCheckpoint
 from moe_codegen.errors import ConfigError
 from moe_codegen.upcycle import verify
 from moe_codegen.upcycle.options import parse_layers, parse_size
@@ -19,9 +20,7 @@ from tests.upcycle.checkpoints import Steps, config_of, copy_of, dense, hashes_o
 
 
 def snapshot(folder):
-    return {
-        path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [folder, *folder.rglob("*")]
-    }
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [folder, *folder.rglob("*")]}
 
 
 @pytest.mark.parametrize("layout", ["santacoder", "phi-msft", "qwen3"])
@@ -62,8 +61,6 @@ def test_the_number_of_workers_changes_no_byte_of_anything(tmp_path):
 def test_every_source_tensor_goes_somewhere_and_every_target_comes_from_somewhere(layout, tmp_path):
     report = upcycle(dense(layout), tmp_path / "moe", num_experts=2, layers="0,2", shared_expert=True, dry_run=True)
     sources = [source for planned in report.plan.tensors for source in planned.sources]
-    from moe_codegen.architectures import DenseCheckpoint
-
     assert set(sources) == {f"base:{name}" for name in DenseCheckpoint(dense(layout))}
     made_of_nothing = [planned.tensor.name for planned in report.plan.tensors if not planned.sources]
     assert all(name.endswith(".gate.weight") for name in made_of_nothing)
@@ -162,8 +159,8 @@ def test_places_may_be_given_in_any_way(tmp_path, monkeypatch):
     snapshot_like.mkdir()
     for file in source.iterdir():
         (snapshot_like / file.name).symlink_to(file)
-    for given, out in (("source", "one/"), ("./source/", "~/two"), ("~/source", "source/inside"), ("links", "four")):
-        report = upcycle(given, out, num_experts=2)
+    for named, out in (("source", "one/"), ("./source/", "~/two"), ("~/source", "source/inside"), ("links", "four")):
+        report = upcycle(named, out, num_experts=2)
         assert report.out.is_absolute()
         assert not any(path.is_symlink() for path in report.out.iterdir())
         assert verify(source, report.out).passed
