@@ -43,8 +43,14 @@ class Zygote:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
+    def wait_for(self, step):
+        """Until the conversion begins `step`; its first word."""
+        assert self.process.stdout.readline().startswith(step)
+
     def status(self):
-        return os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+        while not (line := self.process.stdout.readline()).startswith("status"):
+            pass
+        return os.waitstatus_to_exitcode(int(line.split()[1]))
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +71,12 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(number, status, zygo
     out = tmp_path / "moe"
     generator = random.Random(number)
     killed_while_writing = 0
-    for _ in range(8):
+    for attempt in range(8):
         pid = zygote.start(dense("phi"), out)
-        time.sleep(generator.uniform(0.02, 0.6))
+        zygote.wait_for("reading")
+        if attempt % 4:
+            zygote.wait_for("writing")
+        time.sleep(generator.uniform(0, 0.1))
         with suppress(ProcessLookupError):  # it was done before
             os.kill(pid, number)
         if zygote.status() == 0 or out.exists():  # killed when it was whole
@@ -88,8 +97,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(number, status, zygo
 
 def test_an_interrupt_is_heeded_at_once_and_not_after_all_files(zygote, tmp_path):
     pid = zygote.start(dense("phi"), tmp_path / "moe")
-    while not (tmp_path / "moe.partial").exists():
-        time.sleep(0.005)
+    zygote.wait_for("reading")
+    zygote.wait_for("writing")
     os.kill(pid, signal.SIGINT)
     assert zygote.status() == 130
     assert len(list((tmp_path / "moe.partial").glob("*.safetensors"))) < 6

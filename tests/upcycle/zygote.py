@@ -1,7 +1,7 @@
 """A process that has imported everything and converts in a forked child when told, for tests that kill it.
 
-Each line of standard input is a conversion in JSON; for each, two lines come back: the child's process id, and, when
-it has ended, its status as `os.waitpid` gives it.
+Each line of standard input is a conversion in JSON. What comes back, a line each: the child's process id, each step
+as it begins, and, when the child has ended, "status" and what `os.waitpid` gives.
 """
 
 import json
@@ -13,6 +13,7 @@ import moe_codegen
 
 
 def slowly(step, total, done):
+    print(step, flush=True)
     return lambda nbytes: time.sleep(0.004)
 
 
@@ -30,7 +31,7 @@ def main():
         if pid == 0:
             convert(json.loads(line))
         print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+        print("status", os.waitpid(pid, 0)[1], flush=True)
 
 
 if __name__ == "__main__":
