@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from moe_codegen.cli.inspect import inspect
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -19,6 +20,9 @@ app = typer.Typer(
 @app.callback()
 def _app() -> None:
     """Keeps the verbs' names in the command line also where there is only one."""
+
+
+app.command()(inspect)
 
 
 def main() -> None:
