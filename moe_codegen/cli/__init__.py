@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from moe_codegen.cli.generate import generate
 from moe_codegen.cli.inspect import inspect
 from moe_codegen.errors import MoECodegenError
 
@@ -23,6 +24,7 @@ def _app() -> None:
 
 
 app.command()(inspect)
+app.command()(generate)
 
 
 def main() -> None:
