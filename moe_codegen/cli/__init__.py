@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from moe_codegen.cli.demo import demo
 from moe_codegen.cli.generate import generate
 from moe_codegen.cli.inspect import inspect
 from moe_codegen.errors import MoECodegenError
@@ -25,6 +26,7 @@ def _app() -> None:
 
 app.command()(inspect)
 app.command()(generate)
+app.command()(demo)
 
 
 def main() -> None:

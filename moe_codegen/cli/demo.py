@@ -1,0 +1,209 @@
+"""`moe-codegen demo`: the whole road on this machine, with the commands one would type."""
+
+import hashlib
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+from rich import box
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from moe_codegen.cli import console
+from moe_codegen.cli.generate import generate
+from moe_codegen.cli.inspect import inspect
+from moe_codegen.demo import (
+    Document,
+    TrainingProgress,
+    Workspace,
+    compare,
+    gather_sources,
+    small_santacoder,
+    tokenise,
+    train,
+    train_tokenizer,
+)
+from moe_codegen.errors import ConfigError
+from moe_codegen.upcycle import upcycle, verify
+
+STEPS = 450
+PROMPT = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
+BEFORE = "def read_lines(path):\n    with open(path) as file:\n"
+AFTER = "    return lines\n"
+OTHER_PROMPTS = ("def main():\n", "import os\n\n", "    if self._name is not None:\n", "#include <", "  const ")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to fill: a new one, or one that a demo made.")] = Path(
+        "demo-output"
+    ),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    steps: Annotated[int | None, typer.Option(help=f"Training steps of the dense model.  [default: {STEPS}]")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train by the clock instead of by steps.")] = None,
+) -> None:
+    """Train a small dense model on source code found here, convert it, check it, complete code with it.
+
+    No network, no GPU, about three minutes on two cores. Run again, it keeps the trained model.
+    """
+    if steps is not None and minutes is not None:
+        raise ConfigError("--steps and --minutes both say how long to train; give one of them")
+    if (minutes or steps or STEPS) <= 0:
+        raise ConfigError(f"training needs some time; {minutes or steps} is none")
+    start = time.perf_counter()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    workspace = Workspace(out)
+    dense, moe = out / "dense", out / "moe"
+
+    _heading(1, "Source code that is already on this machine")
+    documents = gather_sources(seed=seed)
+    console.output.print(_languages(documents))
+
+    _heading(2, "A small dense model in SantaCoder's architecture", "your own checkpoint takes its place")
+    settings = {"seed": seed, "steps": steps or STEPS, "minutes": minutes, **_environment(documents)}
+    if workspace.holds("dense", settings):
+        console.output.print(f"{dense} is there already, trained on the same code with the same settings: kept")
+    else:
+        _train_dense(documents, workspace.clear("dense"), steps or STEPS, minutes, seed)
+        workspace.finish("dense", settings)
+
+    _heading(3, "From dense to a mixture of experts")
+    _command("upcycle", dense, moe, "--num-experts", 8, "--top-k", 2)
+    report = upcycle(dense, workspace.clear("moe"), num_experts=8, top_k=2, seed=seed)
+    seconds = sum(report.seconds.values())
+    console.output.print(f"{console.human_bytes(report.plan.nbytes)} written in {seconds:.1f} s")
+
+    _heading(4, "Does it compute what the dense model computes?")
+    _command("verify", dense, moe)
+    verified = verify(dense, moe)
+    console.output.print(
+        f"{len(verified.rows)} stages and {verified.checked_files} files compared, largest relative error "
+        f"{verified.max_relative_error:.1e}: {'the same' if verified.passed else 'NOT the same'}"
+    )
+
+    _heading(5, "The two side by side")
+    _command("inspect", dense, moe)
+    inspect([str(dense), str(moe)])
+
+    _heading(6, "Do they write the same?")
+    _command("generate", dense, PROMPT)
+    _command("generate", moe, PROMPT)
+    agreement = compare(dense, moe, (PROMPT, *OTHER_PROMPTS))
+    console.output.print(
+        f"{agreement.same_completions} of {agreement.prompts} prompts, this one among them, completed with the very "
+        f"same tokens ({agreement.tokens} in all); largest relative difference of logits "
+        f"{agreement.max_relative_difference:.1e}"
+    )
+
+    _heading(7, "Completing a function, each token in the colour of its first expert")
+    _command("generate", moe, PROMPT, "--max-new-tokens", 60, "--show-routing")
+    generate(str(moe), PROMPT, max_new_tokens=60, show_routing=True)
+
+    _heading(8, "Filling a gap")
+    _command("generate", moe, "--prefix", BEFORE, "--suffix", AFTER, "--max-new-tokens", 32)
+    generate(str(moe), prefix=BEFORE, suffix=AFTER, max_new_tokens=32)
+
+    console.output.print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {out}", style="bold")
+    if not verified.passed or agreement.same_completions < agreement.prompts:
+        raise typer.Exit(1)
+
+
+def _train_dense(documents: Sequence[Document], folder: Path, steps: int, minutes: float | None, seed: int) -> None:
+    with console.messages.status("learning a vocabulary"):
+        tokenizer = train_tokenizer(document.text for document in documents)
+        windows = tokenise(documents, tokenizer, seed)
+    model = small_santacoder(tokenizer, seed)
+    console.output.print(
+        f"{console.human_count(model.num_parameters())} parameters, vocabulary {len(tokenizer):,}, "
+        f"{windows.numel():,} tokens of code"
+    )
+    start = time.perf_counter()
+    with _progress() as on_step:
+        loss = train(model, windows, steps=steps, minutes=minutes, seed=seed, on_step=on_step)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    console.output.print(f"trained in {time.perf_counter() - start:.0f} s to a loss of {loss:.2f} nats per token")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
+    """A bar on a terminal, ten lines in a log."""
+    if not console.messages.is_terminal:
+        yield _ten_lines()
+        return
+    columns = (
+        TextColumn("training"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f}%  loss {task.fields[loss]:.2f}  {task.fields[pace]:,.0f} tokens/s"),
+        TextColumn("{task.fields[left]} left", style="progress.remaining"),
+    )
+    with Progress(*columns, console=console.messages, transient=True) as bar:
+        task = bar.add_task("training", total=1.0, loss=0.0, pace=0.0, left="?")
+
+        def show(progress: TrainingProgress) -> None:
+            left = f"{progress.seconds_left // 60:.0f}:{progress.seconds_left % 60:02.0f}"
+            bar.update(task, completed=progress.share, loss=progress.loss, pace=progress.tokens_per_second, left=left)
+
+        yield show
+
+
+def _ten_lines() -> Callable[[TrainingProgress], None]:
+    shown = 0
+
+    def show(progress: TrainingProgress) -> None:
+        nonlocal shown
+        if int(progress.share * 10) > shown:
+            shown = int(progress.share * 10)
+            console.messages.print(
+                f"training {progress.share:4.0%}  loss {progress.loss:.2f}  "
+                f"{progress.tokens_per_second:,.0f} tokens/s  {progress.seconds_left:.0f} s left"
+            )
+
+    return show
+
+
+def _languages(documents: Sequence[Document]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("language")
+    for column in ("files", "bytes"):
+        table.add_column(column, justify="right")
+    for language in dict.fromkeys(document.language for document in documents):
+        texts = [document.text for document in documents if document.language == language]
+        table.add_row(language, f"{len(texts):,}", console.human_bytes(sum(len(text.encode()) for text in texts)))
+    return table
+
+
+def _environment(documents: Sequence[Document]) -> dict[str, Any]:
+    """What else decides how a dense model comes out."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.path}\0{document.text}\0".encode())
+    return {"corpus": digest.hexdigest(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _heading(number: int, text: str, note: str = "") -> None:
+    console.output.print(
+        f"\n[bold cyan]{number}[/bold cyan]  [bold]{text}[/bold]" + (f"  [dim]{note}[/dim]" if note else "")
+    )
+
+
+def _command(verb: str, *arguments: object) -> None:
+    """What one would type for the step that follows."""
+    typed = " ".join(_quoted(str(argument)) for argument in arguments)
+    console.output.print(f"[green]$[/green] moe-codegen {verb} ", end="")
+    console.output.print(typed, markup=False, soft_wrap=True)
+
+
+def _quoted(argument: str) -> str:
+    """As bash reads it, newlines spelt out."""
+    if "\n" not in argument:
+        return shlex.quote(argument)
+    escaped = argument.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"$'{escaped}'"
