@@ -5,9 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from moe_codegen.cli.demo import demo
-from moe_codegen.cli.generate import generate
-from moe_codegen.cli.inspect import inspect
+from moe_codegen.cli import demo, generate, inspect
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -24,9 +22,9 @@ def _app() -> None:
     """Keeps the verbs' names in the command line also where there is only one."""
 
 
-app.command()(inspect)
-app.command()(generate)
-app.command()(demo)
+app.command()(inspect.inspect)
+app.command()(generate.generate)
+app.command()(demo.demo)
 
 
 def main() -> None:

@@ -54,8 +54,8 @@ def demo(
     """
     if steps is not None and minutes is not None:
         raise ConfigError("--steps and --minutes both say how long to train; give one of them")
-    if (minutes or steps or STEPS) <= 0:
-        raise ConfigError(f"training needs some time; {minutes or steps} is none")
+    if any(length is not None and length <= 0 for length in (steps, minutes)):
+        raise ConfigError("training needs at least one step, or some minutes")
     start = time.perf_counter()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -196,12 +196,12 @@ def _heading(number: int, text: str, note: str = "") -> None:
 
 def _command(verb: str, *arguments: object) -> None:
     """What one would type for the step that follows."""
-    typed = " ".join(_quoted(str(argument)) for argument in arguments)
+    typed = " ".join(quoted(str(argument)) for argument in arguments)
     console.output.print(f"[green]$[/green] moe-codegen {verb} ", end="")
     console.output.print(typed, markup=False, soft_wrap=True)
 
 
-def _quoted(argument: str) -> str:
+def quoted(argument: str) -> str:
     """As bash reads it, newlines spelt out."""
     if "\n" not in argument:
         return shlex.quote(argument)
