@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from moe_codegen.cli import demo, generate, inspect
+from moe_codegen.cli import demo, extract, generate, inspect, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -17,14 +17,15 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _app() -> None:
-    """Keeps the verbs' names in the command line also where there is only one."""
-
-
-app.command()(inspect.inspect)
-app.command()(generate.generate)
-app.command()(demo.demo)
+for verb in (
+    upcycle.upcycle,
+    extract.extract,
+    verify.verify,
+    inspect.inspect,
+    generate.generate,
+    demo.demo,
+):
+    app.command()(verb)
 
 
 def main() -> None:

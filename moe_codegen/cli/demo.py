@@ -12,13 +12,10 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
-from rich import box
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from moe_codegen.cli import console
-from moe_codegen.cli.generate import generate
-from moe_codegen.cli.inspect import inspect
 from moe_codegen.demo import (
     Document,
     TrainingProgress,
@@ -31,7 +28,7 @@ from moe_codegen.demo import (
     train_tokenizer,
 )
 from moe_codegen.errors import ConfigError
-from moe_codegen.upcycle import upcycle, verify
+from moe_codegen.reporting import format_bytes, format_count, table
 
 STEPS = 450
 PROMPT = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
@@ -75,43 +72,33 @@ def demo(
         workspace.finish("dense", settings)
 
     _heading(3, "From dense to a mixture of experts")
-    _command("upcycle", dense, moe, "--num-experts", 8, "--top-k", 2)
-    report = upcycle(dense, workspace.clear("moe"), num_experts=8, top_k=2, seed=seed)
-    seconds = sum(report.seconds.values())
-    console.output.print(f"{console.human_bytes(report.plan.nbytes)} written in {seconds:.1f} s")
+    workspace.clear("moe")
+    _run("upcycle", dense, moe, "--num-experts", 8, "--top-k", 2, "--seed", seed)
 
     _heading(4, "Does it compute what the dense model computes?")
-    _command("verify", dense, moe)
-    verified = verify(dense, moe)
-    console.output.print(
-        f"{len(verified.rows)} stages and {verified.checked_files} files compared, largest relative error "
-        f"{verified.max_relative_error:.1e}: {'the same' if verified.passed else 'NOT the same'}"
-    )
+    verified = _run("verify", dense, moe) == 0
 
     _heading(5, "The two side by side")
-    _command("inspect", dense, moe)
-    inspect([str(dense), str(moe)])
+    _run("inspect", dense, moe)
 
     _heading(6, "Do they write the same?")
-    _command("generate", dense, PROMPT)
-    _command("generate", moe, PROMPT)
-    agreement = compare(dense, moe, (PROMPT, *OTHER_PROMPTS))
+    for path in (dense, moe):
+        _run("generate", path, PROMPT, "--max-new-tokens", 32)
+    agreement = compare(dense, moe, OTHER_PROMPTS, max_new_tokens=24)
     console.output.print(
-        f"{agreement.same_completions} of {agreement.prompts} prompts, this one among them, completed with the very "
-        f"same tokens ({agreement.tokens} in all); largest relative difference of logits "
-        f"{agreement.max_relative_difference:.1e}"
+        f"{agreement.same_completions} of {agreement.prompts} other prompts are completed with the very same tokens "
+        f"({agreement.tokens} in all);\nthe logits differ by {agreement.max_relative_difference:.1e} of the largest "
+        "at most"
     )
 
     _heading(7, "Completing a function, each token in the colour of its first expert")
-    _command("generate", moe, PROMPT, "--max-new-tokens", 60, "--show-routing")
-    generate(str(moe), PROMPT, max_new_tokens=60, show_routing=True)
+    _run("generate", moe, PROMPT, "--max-new-tokens", 64, "--show-routing")
 
     _heading(8, "Filling a gap")
-    _command("generate", moe, "--prefix", BEFORE, "--suffix", AFTER, "--max-new-tokens", 32)
-    generate(str(moe), prefix=BEFORE, suffix=AFTER, max_new_tokens=32)
+    _run("generate", moe, "--prefix", BEFORE, "--suffix", AFTER, "--max-new-tokens", 32)
 
-    console.output.print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {out}", style="bold")
-    if not verified.passed or agreement.same_completions < agreement.prompts:
+    console.output.print(f"\n[bold]{time.perf_counter() - start:.0f} s in all; everything is in {out}[/bold]")
+    if not verified or agreement.same_completions < agreement.prompts:
         raise typer.Exit(1)
 
 
@@ -121,7 +108,7 @@ def _train_dense(documents: Sequence[Document], folder: Path, steps: int, minute
         windows = tokenise(documents, tokenizer, seed)
     model = small_santacoder(tokenizer, seed)
     console.output.print(
-        f"{console.human_count(model.num_parameters())} parameters, vocabulary {len(tokenizer):,}, "
+        f"{format_count(model.num_parameters())} parameters, vocabulary {len(tokenizer):,}, "
         f"{windows.numel():,} tokens of code"
     )
     start = time.perf_counter()
@@ -170,14 +157,11 @@ def _ten_lines() -> Callable[[TrainingProgress], None]:
 
 
 def _languages(documents: Sequence[Document]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("language")
-    for column in ("files", "bytes"):
-        table.add_column(column, justify="right")
-    for language in dict.fromkeys(document.language for document in documents):
-        texts = [document.text for document in documents if document.language == language]
-        table.add_row(language, f"{len(texts):,}", console.human_bytes(sum(len(text.encode()) for text in texts)))
-    return table
+    texts: dict[str, list[str]] = {}
+    for document in documents:
+        texts.setdefault(document.language, []).append(document.text)
+    rows = [(language, len(each), format_bytes(sum(map(len, each)))) for language, each in texts.items()]
+    return table(("language", "files", "size"), rows)
 
 
 def _environment(documents: Sequence[Document]) -> dict[str, Any]:
@@ -194,11 +178,15 @@ def _heading(number: int, text: str, note: str = "") -> None:
     )
 
 
-def _command(verb: str, *arguments: object) -> None:
-    """What one would type for the step that follows."""
-    typed = " ".join(quoted(str(argument)) for argument in arguments)
-    console.output.print(f"[green]$[/green] moe-codegen {verb} ", end="")
-    console.output.print(typed, markup=False, soft_wrap=True)
+def _run(verb: str, *arguments: object) -> int:
+    """Show what one would type, run exactly that in this process, and return its exit status."""
+    from moe_codegen.cli import app  # which imports this module
+
+    typed = [verb, *map(str, arguments)]
+    console.output.print("[green]$[/green] moe-codegen ", end="")
+    console.output.print(" ".join(map(quoted, typed)), markup=False, soft_wrap=True)
+    status = typer.main.get_command(app).main(typed, prog_name="moe-codegen", standalone_mode=False)
+    return status or 0
 
 
 def quoted(argument: str) -> str:

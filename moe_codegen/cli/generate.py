@@ -50,7 +50,7 @@ def generate(
     routing_layer: Annotated[
         int | None, typer.Option(help="The sparse layer --show-routing shows; otherwise the middle one.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One line of JSON at the end instead of a stream.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON at the end instead of a stream.")] = False,
 ) -> None:
     """Complete code and stream it; with --prefix and --suffix fill the gap between them.
 
@@ -63,7 +63,7 @@ def generate(
         model, tokenizer = load_model(path, getattr(torch, dtype) if dtype else None, device)
     layer = _layer_shown(model, routing_layer) if show_routing or routing_layer is not None else None
     position = None if layer is None else model.config.sparse_layers.index(layer)
-    if console.output.is_terminal and not json:
+    if console.output.is_terminal and not as_json:
         _write(paint(console.output, before, CONTEXT))
     completion = complete(
         model,
@@ -75,9 +75,9 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop=stop or (),
-        on_token=_ignore if json else _writer(position),
+        on_token=_ignore if as_json else _writer(position),
     )
-    if json:
+    if as_json:
         console.print_json(as_record(completion, model))
         return
     if console.output.is_terminal:

@@ -11,6 +11,7 @@ from rich.text import Text
 from moe_codegen.checkpoint import resolve_source
 from moe_codegen.cli import console
 from moe_codegen.modeling.parameters import PARTS, ParameterCount
+from moe_codegen.reporting import format_bytes, format_count
 from moe_codegen.upcycle.inspection import Inspection, Mixture, inspect_checkpoint
 
 DIGESTS_SHOWN = 4
@@ -20,11 +21,11 @@ def inspect(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH...", help="Checkpoint folders; several are shown side by side.")
     ],
-    json: Annotated[bool, typer.Option("--json", help="One line of JSON for each checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each checkpoint.")] = False,
 ) -> None:
     """Say what a checkpoint is, dense or mixture, from its headers alone."""
     inspections = [inspect_checkpoint(resolve_source(path)) for path in paths]
-    if json:
+    if as_json:
         for inspection in inspections:
             console.print_json(as_record(inspection))
     else:
@@ -107,13 +108,13 @@ def _size(inspection: Inspection) -> Rows:
     }
     for part in PARTS:
         total, active = parameters.parts.get(part, (0, 0))
-        share = "" if total == active else f", {console.human_count(active)} active"
-        rows[f"  {part}"] = f"{console.human_count(total)}{share}" if total else ""
-    rows["bytes"] = console.human_bytes(inspection.nbytes)
+        share = "" if total == active else f", {format_count(active)} active"
+        rows[f"  {part}"] = f"{format_count(total)}{share}" if total else ""
+    rows["bytes"] = format_bytes(inspection.nbytes)
     rows["dtype"] = (
         next(iter(dtypes))
         if len(dtypes) == 1
-        else "\n".join(f"{dtype} {console.human_bytes(nbytes)}" for dtype, nbytes in dtypes.items())
+        else "\n".join(f"{dtype} {format_bytes(nbytes)}" for dtype, nbytes in dtypes.items())
     )
     rows["files"] = str(len(inspection.files))
     return rows

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from moe_codegen.checkpoint.staging import staged_path
 from moe_codegen.errors import OutputError
 
 MARKER = ".moe-codegen-demo.json"
@@ -36,10 +37,11 @@ class Workspace:
         return (self.folder / name).is_dir() and self._made().get(name) == settings
 
     def clear(self, name: str) -> Path:
-        """The path of the part `name`, with what an earlier run left there removed."""
+        """The path of the part `name`, with what an earlier run left there removed, finished or not."""
         self._record(name, None)
         path = self.folder / name
-        shutil.rmtree(path, ignore_errors=True)
+        for leftover in (path, staged_path(path)):
+            shutil.rmtree(leftover, ignore_errors=True)
         return path
 
     def finish(self, name: str, settings: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from moe_codegen.reporting import format_bytes
 from moe_codegen.upcycle.plan import Plan
 
 CARD = """---
@@ -14,8 +15,8 @@ tags: [mixture-of-experts, code, upcycled]
 
 A sparse mixture of experts made from the dense `{family}` checkpoint `{source}` with moe-codegen {version}.
 
-- {parameters:,} parameters, {nbytes:.2f} GB; {sparse} of {layers} layers are mixtures.
-- {experts} experts in each, {top_k} take each token. {named}
+- {parameters:,} parameters, {size}; {sparse} of {layers} layers are mixtures.
+- {experts} experts in each, {top_k} take each token.{named}
 - Experts: {how}. Router: {router}.
 {warnings}
 ## Use
@@ -44,12 +45,12 @@ def model_card(plan: Plan, provenance: dict[str, Any], warnings: list[str]) -> s
         source=given,
         version=provenance["versions"]["moe-codegen"],
         parameters=plan.num_parameters,
-        nbytes=plan.nbytes / 1e9,
+        size=format_bytes(plan.nbytes),
         sparse=len(config.sparse_layers),
         layers=config.num_hidden_layers,
         experts=config.num_experts,
         top_k=config.num_experts_per_tok,
-        named=f"They are: {', '.join(config.expert_names)}." if config.expert_names else "",
+        named=f" They are: {', '.join(config.expert_names)}." if config.expert_names else "",
         how=how,
         router=options["router"],
         warnings="".join(f"- Note: {warning}.\n" for warning in warnings),

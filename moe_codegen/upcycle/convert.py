@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from moe_codegen.checkpoint import StagedFolder, check_target, free_bytes, write
 from moe_codegen.checkpoint.staging import staged_path
 from moe_codegen.errors import ConfigError, OutputError
 from moe_codegen.modeling import MoEConfig
+from moe_codegen.reporting import Progress, no_progress
 from moe_codegen.upcycle.card import model_card
 from moe_codegen.upcycle.execute import write_shards
 from moe_codegen.upcycle.options import FROM_TEXT, RouterInit, UpcycleOptions
@@ -28,13 +29,6 @@ PROVENANCE_FILE = "upcycle.json"
 DEFAULT_NUM_EXPERTS = 8
 # What a conversion holds at once: a source tensor and its cast, for each worker.
 COPIES_IN_MEMORY = 2
-
-Progress = Callable[[str, int, int], Callable[[int], None]]
-
-
-def no_progress(step: str, total: int, done: int) -> Callable[[int], None]:
-    """Watch nothing."""
-    return lambda nbytes: None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from moe_codegen.checkpoint import (
 )
 from moe_codegen.errors import CheckpointError, ConfigError
 from moe_codegen.modeling import MoEConfig
-from moe_codegen.upcycle.convert import Progress, no_progress
+from moe_codegen.reporting import Progress, no_progress
 from moe_codegen.upcycle.execute import write_shards
 from moe_codegen.upcycle.sidecars import copy_sidecars
 from moe_codegen.upcycle.weights import blend

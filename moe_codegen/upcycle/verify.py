@@ -13,7 +13,8 @@ from moe_codegen.checkpoint import load_tokenizer, read_json, resolve_source, sh
 from moe_codegen.errors import CheckpointError
 from moe_codegen.modeling import MoEForCausalLM
 from moe_codegen.moe import Routing, TopKRouter
-from moe_codegen.upcycle.convert import PROVENANCE_FILE, Progress, no_progress
+from moe_codegen.reporting import Progress, no_progress
+from moe_codegen.upcycle.convert import PROVENANCE_FILE
 from moe_codegen.upcycle.mapped import computing_in_fp32, mapped_dense, mapped_moe, observing
 
 TOLERANCE = 5e-6

@@ -24,8 +24,8 @@ def test_the_whole_road_and_again(tmp_path):
         assert f"\n{step}  " in first.stdout
     for command in ("upcycle", "verify", "inspect", "generate"):
         assert f"$ moe-codegen {command} {out}" in first.stdout
-    assert "the same" in first.stdout
-    assert "6 of 6 prompts" in first.stdout
+    assert "Equal within" in first.stdout
+    assert "5 of 5 other prompts" in first.stdout
     assert "mixture of experts" in first.stdout
     assert "first expert in layer 2" in first.stderr
     assert "\x1b" not in first.stdout + first.stderr

@@ -2,6 +2,7 @@
 
 import pytest
 
+from moe_codegen.checkpoint.staging import staged_path
 from moe_codegen.demo import Workspace
 from moe_codegen.errors import OutputError
 
@@ -16,7 +17,10 @@ def test_a_part_is_held_once_it_is_finished_with_the_same_settings(tmp_path):
     assert again.holds("dense", {"seed": 0})
     assert not again.holds("dense", {"seed": 1})
     (part / "file").touch()
+    unfinished = staged_path(part)
+    unfinished.mkdir()
     assert not again.clear("dense").exists()
+    assert not unfinished.exists()
     assert not again.holds("dense", {"seed": 0})
 
 
