@@ -87,7 +87,7 @@ def generate(
     if layer is not None and position is not None:
         config = model.config
         table = legend(completion.tokens, layer, position, config.expert_names, config.expert_granularity)
-        console.messages.print(table)
+        console.messages.print("", table)
     console.messages.print(_speed(completion), style="dim")
 
 

@@ -13,7 +13,7 @@ LANGUAGES = {
     "cpp": (".h", ".hpp", ".cpp", ".cuh"),
 }
 # Bytes of each: what a small model can learn in two minutes, and mostly the language the demo completes.
-BUDGETS = {"python": 600_000, "javascript": 60_000, "cpp": 120_000}
+BUDGETS = {"python": 240_000, "javascript": 45_000, "cpp": 45_000}
 # Tables of characters and topics, machine-written kernels, vendored copies: bytes that hold little program.
 SKIPPED_FOLDERS = {
     "__pycache__",

@@ -62,14 +62,15 @@ def test_a_gap_is_what_prefix_and_suffix_leave(arguments, input, before, after, 
 def test_json_has_everything_a_program_may_want(named):
     record = json.loads(generate(named, PROMPT, "--json").stdout)
     assert record["text"] == "".join(record["tokens"]) == expected(named)
-    assert len(record["token_ids"]) == len(record["tokens"]) == 8
-    assert record["finish_reason"] == "length"
+    count = len(record["token_ids"])
+    assert len(record["tokens"]) == count > 1
+    assert record["finish_reason"] == ("length" if count == 8 else "end")
     assert record["seconds_to_first_token"] > 0
     assert record["tokens_per_second"] > 0
     routing = record["routing"]
     assert routing["sparse_layers"] == [0, 2]
     assert routing["expert_names"] == ["python", "java"]
-    assert [[len(layer) for layer in token] for token in routing["experts"]] == [[2, 2]] * 8
+    assert [[len(layer) for layer in token] for token in routing["experts"]] == [[2, 2]] * count
 
 
 def test_a_dense_models_json_has_no_routing(dense):
