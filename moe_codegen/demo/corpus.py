@@ -13,7 +13,7 @@ LANGUAGES = {
     "cpp": (".h", ".hpp", ".cpp", ".cuh"),
 }
 # Bytes of each: what a small model can learn in two minutes, and mostly the language the demo completes.
-BUDGETS = {"python": 240_000, "javascript": 45_000, "cpp": 45_000}
+BUDGETS = {"python": 600_000, "javascript": 45_000, "cpp": 60_000}
 # Tables of characters and topics, machine-written kernels, vendored copies: bytes that hold little program.
 SKIPPED_FOLDERS = {
     "__pycache__",
@@ -53,17 +53,19 @@ def gather_sources(
 ) -> list[Document]:
     """The same files for the same `seed` and installed packages, up to `budgets` bytes of each language.
 
-    Files are taken in the order of a hash of seed and path, so that neither the order in which a file system lists
-    them nor the folder they are installed in matters.
+    The first root that has a language gives most of it: the standard library, which is alike on every machine.
+    Within a root files are taken in the order of a hash of seed and path, so that neither the order in which a file
+    system lists them nor the folder they are installed in matters.
     """
-    candidates: dict[str, list[tuple[str, str, Path]]] = {language: [] for language in LANGUAGES}
-    for root in source_roots() if roots is None else roots:
+    candidates: dict[str, list[tuple[int, str, str, Path]]] = {language: [] for language in LANGUAGES}
+    for priority, root in enumerate(source_roots() if roots is None else roots):
         for path, language in _source_files(root):
             name = path.relative_to(root).as_posix()
-            candidates[language].append((hashlib.sha256(f"{seed}:{name}".encode()).hexdigest(), name, path))
+            order = hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+            candidates[language].append((priority, order, name, path))
     documents = []
     for language, budget in (BUDGETS if budgets is None else budgets).items():
-        for _, name, path in sorted(candidates[language]):
+        for _, _, name, path in sorted(candidates[language]):
             if budget <= 0:
                 break
             text = _program_text(path)

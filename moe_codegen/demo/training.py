@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from moe_codegen.demo.corpus import Document
 from moe_codegen.demo.dense import END, MIDDLE, POSITIONS, PREFIX, SUFFIX
 
-FIM_RATE = 0.4
+FIM_RATE = 0.3
 PIECE_CHARACTERS = 560  # about 200 tokens: a piece and its sentinels fit a window
 MATRIX_LEARNING_RATE = 0.02  # Muon's, whose steps have a norm of their own
 LEARNING_RATE = 4e-3  # AdamW's, for embeddings, norms and biases
