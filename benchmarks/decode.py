@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import torch
-from moe_codegen.modeling.parameters import count_parameters
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.published import PUBLISHED, write_published
 from benchmarks.registry import Result, Row, case
 from moe_codegen import MoEForCausalLM, upcycle
+from moe_codegen.modeling.parameters import count_parameters
 
 COPIED_BYTES = 2**30
 
