@@ -63,7 +63,7 @@ def demo(
     documents = gather_sources(seed=seed)
     console.output.print(_languages(documents))
 
-    _heading(2, "A small dense model in SantaCoder's architecture", "your own checkpoint takes its place")
+    _heading(2, "A small dense model in SantaCoder's architecture (otherwise, your checkpoint)")
     settings = {"seed": seed, "steps": steps or STEPS, "minutes": minutes, **_environment(documents)}
     if workspace.holds("dense", settings):
         console.output.print(f"{dense} is there already, trained on the same code with the same settings: kept")
@@ -172,10 +172,8 @@ def _environment(documents: Sequence[Document]) -> dict[str, Any]:
     return {"corpus": digest.hexdigest(), "python": platform.python_version(), "torch": torch.__version__}
 
 
-def _heading(number: int, text: str, note: str = "") -> None:
-    console.output.print(
-        f"\n[bold cyan]{number}[/bold cyan]  [bold]{text}[/bold]" + (f"  [dim]{note}[/dim]" if note else "")
-    )
+def _heading(number: int, text: str) -> None:
+    console.output.print(f"\n[bold cyan]{number}[/bold cyan]  [bold]{text}[/bold]")
 
 
 def _run(verb: str, *arguments: object) -> int:
