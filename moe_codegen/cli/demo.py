@@ -31,9 +31,9 @@ from moe_codegen.errors import ConfigError
 from moe_codegen.reporting import format_bytes, format_count, table
 
 STEPS = 450
-PROMPT = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
-BEFORE = "def read_lines(path):\n    with open(path) as file:\n"
-AFTER = "    return lines\n"
+PROMPT = "class Node:\n    def __init__(self, name, parent=None):\n        self.name = name\n"
+BEFORE = "    def __len__(self):\n        return "
+AFTER = "\n\n    def __iter__(self):\n        return iter(self._items)\n"
 OTHER_PROMPTS = ("def main():\n", "import os\n\n", "    if self._name is not None:\n", "#include <", "  const ")
 
 
@@ -92,10 +92,10 @@ def demo(
     )
 
     _heading(7, "Completing a function, each token in the colour of its first expert")
-    _run("generate", moe, PROMPT, "--max-new-tokens", 64, "--show-routing")
+    _run("generate", moe, PROMPT, "--temperature", 0.5, "--max-new-tokens", 64, "--show-routing")
 
     _heading(8, "Filling a gap")
-    _run("generate", moe, "--prefix", BEFORE, "--suffix", AFTER, "--max-new-tokens", 32)
+    _run("generate", moe, "--prefix", BEFORE, "--suffix", AFTER, "--stop", "\n", "--max-new-tokens", 32)
 
     console.output.print(f"\n[bold]{time.perf_counter() - start:.0f} s in all; everything is in {out}[/bold]")
     if not verified or agreement.same_completions < agreement.prompts:
