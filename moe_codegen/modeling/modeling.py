@@ -13,6 +13,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
@@ -55,6 +56,15 @@ class MoEPreTrainedModel(PreTrainedModel):
         # transformers looks for its decorator in the file of the class and remembers the answer on the dense parent.
         return True
 
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        settings = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {"use_reentrant": False})
+        if enable and settings.get("use_reentrant") is not False:
+            raise ConfigError(
+                "reentrant checkpointing runs the layers without gradients first, and the router losses lose theirs; "
+                'leave gradient_checkpointing_kwargs out, or set {"use_reentrant": False}'
+            )
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """The implementation to run; where none is asked for, ours."""
         return super().get_correct_experts_implementation(requested_experts or "grouped_mm")
@@ -64,6 +74,7 @@ class MoEBackbone(MoEPreTrainedModel):
     """The stock backbone with the FFN of each sparse layer replaced."""
 
     def __init__(self, config: MoEConfig) -> None:
+        config.check()
         super().__init__(config)
         ffn = config.architecture.ffn
         layers = self.get_submodule(config.architecture.layers.partition(".")[2])
@@ -82,9 +93,10 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
     backbone_class: ClassVar[type[MoEBackbone]]
 
-    def __new__(cls, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
+    def __new__(cls, config: PreTrainedConfig | None = None, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
         """The class of the configuration's family where `MoEForCausalLM` itself is called."""
-        return super().__new__(cls._class_for(config))
+        # copy and pickle make an empty object of a family's class, without a configuration.
+        return super().__new__(cls if config is None else cls._class_for(config))
 
     def __init__(self, config: MoEConfig) -> None:
         # Not the stock class's __init__, which would build its dense backbone first.
@@ -93,6 +105,12 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.architecture.lm_head_bias)
         self.post_init()
+
+    def train(self, mode: bool = True) -> "MoEForCausalLM":
+        """As torch's `train`; from then on the routers are recorded, which a compiled forward could not begin."""
+        if mode:
+            maybe_install_capturing_hooks(self.base_model)
+        return super().train(mode)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
@@ -158,15 +176,15 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden[:, kept])
 
         aux_loss = z_loss = loss = None
-        penalty = torch.zeros((), device=logits.device)
         router_logits = outputs.get("router_logits")
         if router_logits:
-            aux_loss, z_loss = self._router_losses(router_logits, attention_mask, hidden.shape[:2])
-            penalty = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
+            aux_loss, z_loss = self._router_losses(router_logits, attention_mask, length=hidden.shape[1])
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
             if self.training:
-                loss = loss + penalty.to(loss.device) * _share_of_batch(labels, kwargs.get("num_items_in_batch"))
+                penalty = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
+                share = _share_of_batch(labels.to(loss.device), kwargs.get("num_items_in_batch"))
+                loss = loss + penalty.to(loss.device) * share
         return MoECausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
@@ -179,13 +197,14 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         )
 
     def _router_losses(
-        self, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None, shape: torch.Size
+        self, router_logits: tuple[torch.Tensor, ...], attention_mask: Any, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean over the layers of the load-balancing loss and of the z-loss, padding left out."""
         token_weights = None
-        if attention_mask is not None and attention_mask.dim() == 2:
+        # `generate` with a static cache passes ready-made causal masks, which do not say what is padding.
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             # With a cache the mask also covers the tokens before these.
-            token_weights = attention_mask[:, -shape[1] :].reshape(-1)
+            token_weights = attention_mask[:, -length:].reshape(-1)
         device = router_logits[0].device
         balance, z = [], []
         for logits_TE in router_logits:
@@ -203,4 +222,4 @@ def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     """
     if num_items_in_batch is None:
         return 1.0
-    return (labels[..., 1:] != -100).sum() / num_items_in_batch
+    return (labels[..., 1:] != -100).sum() / torch.as_tensor(num_items_in_batch, device=labels.device)
