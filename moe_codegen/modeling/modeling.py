@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
 from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, router_z_loss
+from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
 
 
 @dataclass
@@ -67,7 +68,7 @@ class MoEPreTrainedModel(PreTrainedModel):
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """The implementation to run; where none is asked for, ours."""
-        return super().get_correct_experts_implementation(requested_experts or "grouped_mm")
+        return super().get_correct_experts_implementation(requested_experts or OUR_IMPLEMENTATION)
 
 
 class MoEBackbone(MoEPreTrainedModel):
