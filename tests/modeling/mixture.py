@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from moe_codegen import MoEConfig, MoEForCausalLM
 from tests.tiny import dense_model
 
-IMPLEMENTATIONS = ["eager", "grouped_mm", "batched_mm"]
+IMPLEMENTATIONS = ["eager", "grouped_mm", "batched_mm", "moe_codegen"]
 LAYERS = {"gpt_bigcode": "transformer.h"}  # every other family: model.layers
 GATED = {"up": "up_proj", "gate": "gate_proj", "down": "down_proj"}
 FFNS = {

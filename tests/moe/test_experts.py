@@ -76,7 +76,8 @@ def test_every_implementation_computes_the_reference(
     made = experts(implementation, count, width, inner, activation, gated, bias)
     x, ids, weights = problem(tokens, width, count, top_k)
     expected = reference(made, activation, x, ids, weights)
-    torch.testing.assert_close(made(x, ids, weights).double(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+    scale = max(1.0, expected.abs().max().item())  # GELU's far tail is a difference of numbers near one
+    torch.testing.assert_close(made(x, ids, weights).double(), expected, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("implementation", [each for each in IMPLEMENTATIONS if each != "eager"])
