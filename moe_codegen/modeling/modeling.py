@@ -58,6 +58,7 @@ class MoEPreTrainedModel(PreTrainedModel):
         return True
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        # transformers passes torch's function with its settings bound; torch's default is reentrant.
         settings = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {"use_reentrant": False})
         if enable and settings.get("use_reentrant") is not False:
             raise ConfigError(
@@ -108,8 +109,9 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def train(self, mode: bool = True) -> "MoEForCausalLM":
-        """As torch's `train`; from then on the routers are recorded, which a compiled forward could not begin."""
+        """As torch's `train`."""
         if mode:
+            # transformers does it on first use, under a lock that a compiled forward cannot take.
             maybe_install_capturing_hooks(self.base_model)
         return super().train(mode)
 
@@ -176,13 +178,15 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept])
 
-        aux_loss = z_loss = loss = None
+        loss: torch.Tensor | None = None
+        aux_loss: torch.Tensor | None = None
+        z_loss: torch.Tensor | None = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
         router_logits = outputs.get("router_logits")
         if router_logits:
             aux_loss, z_loss = self._router_losses(router_logits, attention_mask, length=hidden.shape[1])
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-            if self.training:
+            if self.training and labels is not None and loss is not None:
                 penalty = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
                 share = _share_of_batch(labels.to(loss.device), kwargs.get("num_items_in_batch"))
                 loss = loss + penalty.to(loss.device) * share

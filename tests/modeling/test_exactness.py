@@ -44,9 +44,10 @@ def test_padded_rows_are_the_dense_models_with_either_attention(family, attentio
 def test_eager_and_sdpa_attention_agree_on_distinct_experts(family):
     moe = mixture(family)
     moe.set_attn_implementation("eager")
-    eager = moe(tokens()).logits
+    eager = moe(tokens(), output_attentions=True)
+    assert [tuple(each.shape) for each in eager.attentions] == [(2, 4, 12, 12)] * 3  # sdpa has none to give
     moe.set_attn_implementation("sdpa")
-    assert relative_error(moe(tokens()).logits, eager) < 1e-5
+    assert relative_error(moe(tokens()).logits, eager.logits) < 1e-5
 
 
 VARIANTS = {

@@ -4,9 +4,10 @@ from functools import cache
 
 import pytest
 import torch
+from transformers import pipeline
 
 from tests.modeling.mixture import IMPLEMENTATIONS, mixture, mixture_of, tokens
-from tests.tiny import FAMILIES, dense_model
+from tests.tiny import FAMILIES, dense_model, tokenizer
 
 SETTINGS = dict(max_new_tokens=10, do_sample=False, pad_token_id=1, eos_token_id=None)
 
@@ -74,6 +75,14 @@ def test_router_logits_asked_for_in_the_config_do_not_disturb_generation(family,
     moe = mixture(family, output_router_logits=True)
     settings = SETTINGS | dict(cache_implementation=cache_implementation)
     assert moe.generate(tokens(), **settings).tolist() == distinct(family).generate(tokens(), **settings).tolist()
+
+
+def test_the_text_generation_pipeline_takes_the_model():
+    moe, words = distinct("gpt_bigcode"), tokenizer()
+    (answer,) = pipeline("text-generation", model=moe, tokenizer=words)("def add(", do_sample=False, max_new_tokens=4)
+    ids = words("def add(", return_tensors="pt")
+    expected = moe.generate(**ids, do_sample=False, max_new_tokens=4, pad_token_id=1)
+    assert answer["generated_text"] == words.decode(expected[0], skip_special_tokens=True)
 
 
 def test_prompt_lookup_decoding_says_the_same():

@@ -219,6 +219,7 @@ def test_trainer_learns_in_mixed_precision_with_accumulation_and_checkpointing(t
     before = run.evaluate()["eval_loss"]
     run.train()
     assert run.evaluate()["eval_loss"] < before / 2
+    assert run.predict(run.eval_dataset).predictions.shape == (4, 12, 128)
 
 
 def test_trainer_logs_the_same_loss_however_it_accumulates(tmp_path):
