@@ -223,7 +223,8 @@ def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     """The part of the whole batch's targets in this micro-batch, which is how much its router losses count.
 
     With gradient accumulation the language-model loss is a sum over micro-batches divided by all targets of the
-    batch. Without the same share, the router losses would be added once for every micro-batch.
+    batch. Without the same share, the router losses would be added once for every micro-batch. Balance is a product
+    of means, so what adds up is the micro-batches' own balance, and not exactly that of the whole batch.
     """
     if num_items_in_batch is None:
         return 1.0
