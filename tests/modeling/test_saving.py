@@ -115,8 +115,9 @@ def test_the_chosen_implementation_is_the_one_that_runs(saved, monkeypatch):
     assert len(called) == 2
 
 
-def test_a_saved_model_does_not_fix_the_implementation(saved):
-    folder, _ = saved
+def test_a_saved_model_does_not_fix_the_implementation_and_ours_is_taken(saved):
+    folder, model = saved
+    assert model.config._experts_implementation == "moe_codegen"
     assert not [key for key in json.loads((folder / "config.json").read_text()) if "implementation" in key]
 
 

@@ -52,7 +52,8 @@ def test_the_training_loss_is_the_language_models_and_the_router_losses(family):
     torch.testing.assert_close(outputs.aux_loss, balance)
     torch.testing.assert_close(outputs.z_loss, z)
     torch.testing.assert_close(outputs.loss, language + 0.5 * balance + 0.25 * z)
-    torch.testing.assert_close(model.eval()(**inputs).loss, language)
+    for asked in (False, True):
+        torch.testing.assert_close(model.eval()(**inputs, output_router_logits=asked).loss, language)
 
 
 def test_router_logits_come_only_when_asked_for_and_one_for_each_sparse_layer():
@@ -64,6 +65,17 @@ def test_router_logits_come_only_when_asked_for_and_one_for_each_sparse_layer():
     model.config.output_router_logits = True
     assert len(model(tokens()).router_logits) == 2
     assert model(tokens(), output_router_logits=False).router_logits is None
+
+
+def test_with_a_cache_the_router_losses_are_those_of_the_new_tokens():
+    model = trained().eval()
+    ids, mask = tokens(), torch.ones(2, 12, dtype=torch.int64)
+    mask[1, :8] = 0
+    past = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
+    outputs = model(ids[:, 6:], attention_mask=mask, past_key_values=past, output_router_logits=True)
+    real = mask[:, 6:].flatten().bool()
+    z = torch.stack([router_z_loss(logits[real]) for logits in outputs.router_logits]).mean()
+    torch.testing.assert_close(outputs.z_loss, z)
 
 
 def test_a_tuple_can_be_asked_for():
