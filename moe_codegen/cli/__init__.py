@@ -6,9 +6,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli.extract import extract
-from moe_codegen.cli.upcycle import upcycle
-from moe_codegen.cli.verify import verify
+from moe_codegen.cli import demo, extract, generate, inspect, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -20,7 +18,14 @@ app = typer.Typer(
 )
 
 
-for verb in (upcycle, extract, verify):
+for verb in (
+    upcycle.upcycle,
+    extract.extract,
+    verify.verify,
+    inspect.inspect,
+    generate.generate,
+    demo.demo,
+):
     app.command()(verb)
 
 
