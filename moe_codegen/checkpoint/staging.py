@@ -40,7 +40,7 @@ class StagedFolder:
 
     def __init__(self, out: Path, fingerprint: dict[str, Any]) -> None:
         self.out = resolve_target(out)
-        self.path = _staged_path(self.out)
+        self.path = staged_path(self.out)
         # Compared as JSON, which is what the journal gives back.
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self.done = self._read_journal()
@@ -154,7 +154,7 @@ def resolve_target(out: str | Path) -> Path:
             raise OutputError(f"{out} exists and is not an empty folder; give another, or remove it first")
         if out.is_mount():  # it appears by renaming, and a disk's root cannot be renamed onto
             raise OutputError(f"{out} is the root of a disk; give a folder in it")
-        parent = _existing(_staged_path(out))
+        parent = _existing(staged_path(out))
         if not parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
         if not os.access(parent, os.W_OK | os.X_OK):
@@ -171,7 +171,7 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(_existing(path)).free
 
 
-def _staged_path(out: Path) -> Path:
+def staged_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
