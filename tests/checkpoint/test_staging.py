@@ -106,6 +106,13 @@ def test_the_lock_does_not_outlive_a_failure_that_is_remembered(tmp_path):
     assert kept
 
 
+def test_what_another_process_completed_meanwhile_is_known(tmp_path):
+    late = StagedFolder(tmp_path / "out", FINGERPRINT)
+    interrupted(tmp_path / "out")
+    with late:
+        assert set(late.done) == {"a"}
+
+
 def test_who_comes_second_to_a_folder_finished_meanwhile_is_told(tmp_path):
     late = StagedFolder(tmp_path / "out", FINGERPRINT)
     with StagedFolder(tmp_path / "out", FINGERPRINT) as staged:

@@ -3,8 +3,8 @@
 import pytest
 
 from moe_codegen import extract, upcycle
-from moe_codegen.errors import ConfigError
-from tests.cli.conversion import arguments_of, parameters_of, run, run_apart, run_json
+from moe_codegen.errors import CheckpointError, ConfigError
+from tests.cli.conversion import arguments_of, parameters_of, run, run_json
 from tests.upcycle.checkpoints import dense, hashes_of, tuned
 
 
@@ -54,7 +54,6 @@ def test_experts_that_are_not_there_are_refused(flags, message, mixture, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_from_a_shell_a_dense_checkpoint_is_refused_on_standard_error(tmp_path):
-    result = run_apart("extract", dense("phi"), tmp_path / "out", "--json")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"error: {dense('phi')} is a phi model, not a mixture of this library; make one")
+def test_a_dense_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is a phi model, not a mixture of this library; make one"):
+        run("extract", dense("phi"), tmp_path / "out", "--json")

@@ -5,7 +5,7 @@ import torch
 
 from moe_codegen import upcycle
 from moe_codegen.upcycle import verify
-from tests.cli.conversion import arguments_of, parameters_of, run, run_apart, run_json
+from tests.cli.conversion import arguments_of, parameters_of, run, run_json
 from tests.upcycle.checkpoints import copy_of, dense
 
 
@@ -68,10 +68,3 @@ def test_an_error_that_is_no_number_is_null_in_json(mixture, tmp_path):
 
 def test_a_text_that_is_not_there_is_a_usage_error(mixture):
     assert run("verify", dense("phi"), mixture, "--text", "/no/such/text").exit_code == 2
-
-
-def test_from_a_shell(mixture):
-    result = run_apart("verify", dense("phi"), mixture, "--json")
-    assert result.returncode == 0
-    assert result.stdout.startswith('{"passed": true')
-    assert result.stderr == ""

@@ -131,21 +131,22 @@ def test_the_card_says_what_it_is_and_the_notes(tmp_path):
     assert all(warning in card for warning in report.warnings)
 
 
+@pytest.mark.parametrize(("main", "norms"), [("float16", torch.float32), ("float32", torch.bfloat16)])
 @pytest.mark.parametrize("layout", ["santacoder", "phi-msft", "qwen2"])
-def test_the_config_names_the_dtype_of_the_weights_and_not_of_buffers_or_of_a_few_norms(layout, tmp_path):
-    def norms_in_fp32_and_boolean_masks(tensors):
+def test_the_config_names_the_dtype_of_the_weights_and_not_of_buffers_or_of_a_few_norms(layout, main, norms, tmp_path):
+    def other_norms_and_boolean_masks(tensors):
         for name, tensor in tensors.items():
             if "norm" in name or ".ln" in name:
-                tensors[name] = tensor.float()
+                tensors[name] = tensor.to(norms)
             if tensor.dtype == torch.uint8:
                 tensors[name] = tensor.bool()
 
-    source = copy_of(dense(layout, torch.float16), tmp_path / "mixed", norms_in_fp32_and_boolean_masks)
+    source = copy_of(dense(layout, getattr(torch, main)), tmp_path / "mixed", other_norms_and_boolean_masks)
     upcycle(source, tmp_path / "moe", num_experts=2)
-    assert config_of(tmp_path / "moe")["dtype"] == "float16"
+    assert config_of(tmp_path / "moe")["dtype"] == main
     stored = {header.dtype for header in headers_of(tmp_path / "moe").values()}
-    assert stored == {torch.float16, torch.float32}  # each tensor keeps its own
-    assert MoEForCausalLM.from_pretrained(tmp_path / "moe", dtype="auto").dtype == torch.float16
+    assert stored == {getattr(torch, main), norms}  # each tensor keeps its own
+    assert MoEForCausalLM.from_pretrained(tmp_path / "moe", dtype="auto").dtype == getattr(torch, main)
     upcycle(source, tmp_path / "cast", num_experts=2, dtype="bfloat16")
     assert config_of(tmp_path / "cast")["dtype"] == "bfloat16"
     assert {header.dtype for header in headers_of(tmp_path / "cast").values()} == {torch.bfloat16}
