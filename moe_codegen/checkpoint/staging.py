@@ -172,6 +172,7 @@ def free_bytes(path: Path) -> int:
 
 
 def staged_path(out: Path) -> Path:
+    """Where `out` is built until it is whole."""
     return out.with_name(f"{out.name}.partial")
 
 
