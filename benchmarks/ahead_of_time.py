@@ -1,8 +1,9 @@
 """The kernels compiled by their own launchers for a GPU that is not there, and what the machine code shows.
 
-`compiling_for("sm_90")` gives Triton a driver that compiles every launch and runs none: launchers run unchanged on
-CPU tensors (never touched, so their memory is never committed), and each launch is recorded. `Loop` reads the main
-loop out of the disassembly: its instructions, what the tensor cores do in it, and whether it spills.
+`compiling_for("sm_90")` gives Triton a driver that compiles every launch and runs none: launchers run
+unchanged on CPU tensors (never touched, so their memory is never committed), and each launch is recorded.
+`Loop` reads the main loop out of the disassembly: its instructions, what the tensor cores do in it, and
+whether it spills.
 """
 
 import contextlib
@@ -126,7 +127,7 @@ class Loop:
     warps: int
 
     def issue_fraction(self, architecture: str) -> float:
-        """Cycles to issue the loop over cycles the tensor cores need for it: below 1, they are what limits."""
+        """Cycles to issue the loop over cycles its products take: below 1, the tensor cores are the limit."""
         return self.instructions * self.warps / 4 / (self.fma / FMA_PER_CLOCK[architecture])
 
 
@@ -146,9 +147,10 @@ def main_loop(kernel: Any) -> Loop:
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     cycle = _shortest_cycle(_blocks(text))
     products = [i for i in cycle if _multiply_adds(i)]
+    tensor_core = re.search(r"\b(?:HGMMA|HMMA|UTCHMMA)\b\S*", text)
     return Loop(
         kernel=kernel.metadata.name,
-        tensor_core=products[0].split()[0] if products else "none",
+        tensor_core=tensor_core[0] if tensor_core else "none",
         registers=numbers["REG"],
         stack=numbers["STACK"] + numbers["LOCAL"],
         shared=kernel.metadata.shared,

@@ -1,10 +1,10 @@
 """Which tile each GEMM runs with: data per architecture, chosen by rows per expert, never by autotuning.
 
-`tile_tables/<architecture>.json` holds, for 16- and 32-bit elements, a list of buckets. A bucket serves loads of
-at least `rows_per_expert` routed rows an expert on average (the only count known without asking the device), up to
-the next bucket. All GEMMs of a bucket share `block_m`, and with it one schedule; `ragged_k` has its own, since
-its rows are the inner extent. `moe-codegen tune` writes buckets for one GPU into the user's cache, which
-come first.
+`tile_tables/<architecture>.json` holds, for 16- and 32-bit elements, a list of buckets. A bucket serves
+loads of at least `rows_per_expert` routed rows an expert on average (the only count known without asking
+the device), up to the next bucket. All GEMMs of a bucket share `block_m`, and with it one schedule;
+`ragged_k` has its own, since its rows are the inner extent. `moe-codegen tune` writes buckets for one GPU
+into the user's cache, which come first.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 GEMMS = ("up", "up_gated", "linear", "down_gradient", "ragged_k")
-SHARED_MEMORY_LIMIT = {  # bytes a program may use; sm_80 and sm_120 also serve the smaller cards of their line
+SHARED_MEMORY_LIMIT = {  # bytes a program may use; sm_80 and sm_120 also serve smaller cards of their line
     "sm_80": 101_376,
     "sm_89": 101_376,
     "sm_90": 232_448,
@@ -65,12 +65,13 @@ class Bucket:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Bucket":
         """From a table; every GEMM but ragged_k must have one block_m."""
-        bucket = cls(**{key: Tile(**value) if key in GEMMS else value for key, value in record.items()})
+        fields: dict[str, Any] = {k: Tile(**v) if k in GEMMS else v for k, v in record.items()}
+        bucket = cls(**fields)
         walkers = {getattr(bucket, gemm).block_m for gemm in GEMMS if gemm != "ragged_k"}
         if len(walkers) != 1:
             raise ValueError(
-                f"bucket {bucket.rows_per_expert} has block_m {sorted(walkers)}; its GEMMs share one schedule, "
-                "so give up, up_gated, linear and down_gradient one block_m"
+                f"bucket {bucket.rows_per_expert} has block_m {sorted(walkers)}; its GEMMs share a schedule: "
+                "give up, up_gated, linear and down_gradient one block_m"
             )
         return bucket
 

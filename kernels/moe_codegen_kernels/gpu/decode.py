@@ -4,9 +4,10 @@
     y_SETD[s, e, t] = down[e][:, part s] @ a_ETF[e, t, part s]    (S parts of F; part 0 adds down_bias)
     out_TD[t] = sum over k, then s, of weights_TK[t, k] * y_SETD[s, expert of (t, k), t]
 
-Time goes into reading weights, so a touched expert computes all T tokens, chosen or not: that needs no plan, no
-gather and no sort. Programs of an untouched expert end at once. With fewer routed rows than experts, programs
-stand for rows instead of experts, and the first row of each expert works. y and the sum over parts stay float32.
+Time goes into reading weights, so a touched expert computes all T tokens, chosen or not: that needs no
+plan, no gather and no sort. Programs of an untouched expert end at once. With fewer routed rows than
+experts, programs stand for rows instead of experts, and the first row of each expert works. y and the sum
+over parts stay float32.
 
 T tokens (BLOCK_T: power of two >= 16), E experts, K top-k, D model, F expert hidden, S parts.
 """
@@ -27,7 +28,7 @@ MOST_ROWS = 1024  # ids each program reads to learn whether its expert is touche
 
 @triton.jit
 def touched_expert(ids_ptr, R, EXPERTS, BY_ROW: tl.constexpr, BLOCK_R: tl.constexpr):
-    """The expert of this program, and whether there is work: a token chose it, and no earlier program has it."""
+    """This program's expert, and whether it has work: a token chose it, and no earlier program has it."""
     index = tl.program_id(0)
     row_R = tl.arange(0, BLOCK_R)
     ids_R = tl.load(ids_ptr + row_R, mask=row_R < R, other=EXPERTS).to(tl.int32)
@@ -139,7 +140,7 @@ def decode_combine_kernel(
 
 @dataclass(frozen=True)
 class DecodeTile:
-    """Weight tile, its pipeline, and into how many parts F is cut so that every processor has bytes to fetch."""
+    """Weight tile, its pipeline, and into how many parts F is cut to give every processor bytes to fetch."""
 
     block_n: int
     block_k: int

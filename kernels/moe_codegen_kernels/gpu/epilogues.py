@@ -75,7 +75,7 @@ def ragged_tile(tile, num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M: 
 def partial_index(row, expert, BLOCK_M: tl.constexpr):
     """Where the tile that starts at `row` of `expert` keeps its partial sums: unique, below R // BLOCK_M + E.
 
-    An expert of c rows that starts at row o uses o // BLOCK_M + expert and on, ceil(c / BLOCK_M) of them, and the
-    next expert starts at (o + c) // BLOCK_M + expert + 1, which is no smaller.
+    An expert of c rows that starts at row o uses o // BLOCK_M + expert and on, ceil(c / BLOCK_M) of them,
+    and the next expert starts at (o + c) // BLOCK_M + expert + 1, which is no smaller.
     """
     return row // BLOCK_M + expert

@@ -4,11 +4,13 @@ forward:   routing_plan -> tile_schedule -> [gather] -> up (bias, activation) ->
 backward:  tile_schedule -> gather dO, x -> down_gradient -> ragged_k x2 -> linear (dx) -> combine;
            bias and routing-weight gradients from the partial sums the above leave behind
 
-TMA reads contiguous rows, so on that path x is gathered into a transient buffer first; pointers gather as they load.
-Nothing here reads a value from the device.
+TMA reads contiguous rows, so on that path x is gathered into a transient buffer first; pointers gather as
+they load. Nothing here reads a value from the device.
 
 T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k, R = T*K routed rows.
 """
+
+from types import ModuleType
 
 import torch
 import triton
@@ -16,7 +18,10 @@ from torch import Tensor
 
 from moe_codegen_kernels.gpu import decode, pointer, rows, tma
 from moe_codegen_kernels.gpu.routing import routing_plan, tile_schedule
+from moe_codegen_kernels.routing import no_plan
 from moe_codegen_kernels.tiles import Gpu, choose
+
+GEMMS_OF: dict[str, ModuleType] = {"tma": tma, "pointer": pointer}
 
 
 def expert_ffn(
@@ -33,32 +38,33 @@ def expert_ffn(
     keep_preactivation: bool,
     gpu: Gpu,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """out_TD, preactivation_RG (empty unless kept), order_R, inverse_R, offsets_E (empty unless `trains`)."""
-    hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias = (
-        None if x is None else x.contiguous()
-        for x in (hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias)
+    """out_TD; preactivation_RG if kept; order_R, inverse_R, offsets_E if `trains`; else empty tensors."""
+    hidden_TD, expert_ids_TK, weights_TK, up, down = (
+        x.contiguous() for x in (hidden_TD, expert_ids_TK, weights_TK, up, down)
     )
+    up_bias, down_bias = (None if x is None else x.contiguous() for x in (up_bias, down_bias))
     num_rows, top_k = expert_ids_TK.numel(), expert_ids_TK.shape[1]
     if not trains and decode.serves(hidden_TD.shape[0], num_rows):
         out_TD = decode.expert_ffn(
             hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated
         )
-        return out_TD, hidden_TD.new_empty(0), *(expert_ids_TK.new_empty(0, dtype=torch.int32) for _ in "123")
+        return out_TD, hidden_TD.new_empty(0), *no_plan(expert_ids_TK)
 
     order_R, inverse_R, offsets_E = routing_plan(expert_ids_TK, up.shape[0])
     bucket = choose(gpu, hidden_TD.element_size(), num_rows, up.shape[0], tma.fits(hidden_TD, up, down))
     schedule = tile_schedule(offsets_E, num_rows, bucket.block_m, gpu.processors)
+    gemms = GEMMS_OF[bucket.path]
     if bucket.path == "tma":
-        gemms, source_RD, gather_R = tma, rows.gather_rows(hidden_TD, order_R, offsets_E, top_k), None
+        source_RD, gather_R = rows.gather_rows(hidden_TD, order_R, offsets_E, top_k), None
     else:
-        gemms, source_RD, gather_R = pointer, hidden_TD, order_R
+        source_RD, gather_R = hidden_TD, order_R
     a_RF, h_RG = gemms.up(
         source_RD, gather_R, top_k, up, up_bias, activation, gated, keep_preactivation, schedule,
         bucket.up_gated if gated else bucket.up,
     )  # fmt: skip
     y_RD = gemms.linear(a_RF, None, top_k, down, down_bias, schedule, bucket.linear)
     out_TD = rows.combine(y_RD, weights_TK, inverse_R.view(expert_ids_TK.shape), offsets_E)
-    return out_TD, h_RG, order_R, inverse_R, offsets_E
+    return out_TD, h_RG, *((order_R, inverse_R, offsets_E) if trains else no_plan(expert_ids_TK))
 
 
 def expert_ffn_backward(
@@ -80,18 +86,18 @@ def expert_ffn_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of hidden, weights, up, up_bias, down, down_bias; empty where `needs` says no.
 
-    With s a row's routing weight, dO its token's output gradient and dA = dO @ down: ds = <dA, a> + <dO, down_bias>,
-    dh = s dA f'(h), d(down) = dO^T (s a), d(up) = dh^T x, dx = dh @ up.
+    With s a row's routing weight, dO its token's output gradient and dA = dO @ down: ds = <dA, a> + <dO,
+    down_bias>, dh = s dA f'(h), d(down) = dO^T (s a), d(up) = dh^T x, dx = dh @ up.
     """
     needs_hidden, needs_weights, needs_up, needs_up_bias, needs_down, needs_down_bias = needs
-    grad_TD, hidden_TD, weights_TK, up, up_bias, down, down_bias = (
-        None if x is None else x.contiguous()
-        for x in (grad_TD, hidden_TD, weights_TK, up, up_bias, down, down_bias)
+    grad_TD, hidden_TD, weights_TK, up, down = (
+        x.contiguous() for x in (grad_TD, hidden_TD, weights_TK, up, down)
     )
+    up_bias, down_bias = (None if x is None else x.contiguous() for x in (up_bias, down_bias))
     num_rows, top_k = order_R.numel(), weights_TK.shape[1]
     fits = tma.fits(grad_TD, hidden_TD, up, down)
     bucket = choose(gpu, hidden_TD.element_size(), num_rows, up.shape[0], fits)
-    gemms = tma if bucket.path == "tma" else pointer
+    gemms = GEMMS_OF[bucket.path]
     schedule = tile_schedule(offsets_E, num_rows, bucket.block_m, gpu.processors)
     model, hidden = down.shape[1:]
 
@@ -121,11 +127,11 @@ def expert_ffn_backward(
 
     nothing = [grad_TD.new_empty(0) for _ in needs]
     d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias = nothing
-    if needs_weights:
+    if dots_BR is not None:
         d_weights = rows.weight_gradient(dots_BR, order_R, offsets_E, weights_TK)
-    if needs_up_bias:
+    if up_partials is not None and up_bias is not None:
         d_up_bias = rows.sum_partials(up_partials, schedule, up_bias)
-    if needs_down_bias:
+    if down_partials is not None and down_bias is not None:
         d_down_bias = rows.sum_partials(down_partials, schedule, down_bias)
     if needs_down:
         d_down = gemms.ragged_k(dO_RD, a_RF, schedule, bucket.ragged_k)

@@ -29,13 +29,20 @@ from moe_codegen_kernels.tiles import Tile, precision_of
 
 @triton.jit
 def tile_rows(row, end, order_ptr, TOP_K: tl.constexpr, GATHER: tl.constexpr, BLOCK_M: tl.constexpr):
-    """row_M of the tile, which of them are the expert's, and the 64-bit source row of each."""
+    """Which rows of the tile are the expert's, and the 64-bit source row of each."""
     row_M = row + tl.arange(0, BLOCK_M)
     is_row_M = row_M < end
     source_M = tl.where(is_row_M, row_M, row)
     if GATHER:
         source_M = tl.load(order_ptr + source_M) // TOP_K
-    return row_M.to(tl.int64), is_row_M, source_M.to(tl.int64)
+    return is_row_M, source_M.to(tl.int64)
+
+
+@triton.jit
+def tile_ptrs(ptr, row, column_N, WIDTH, BLOCK_M: tl.constexpr):
+    """The tile's elements in a contiguous (R, WIDTH): one 64-bit base, 32-bit steps, half the registers."""
+    base = ptr + row.to(tl.int64) * WIDTH
+    return base + (tl.arange(0, BLOCK_M)[:, None] * WIDTH + column_N[None, :])
 
 
 @triton.jit
@@ -87,7 +94,7 @@ def linear_kernel(
     expert, row, end, n = ragged_tile(
         tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M
     )
-    row_M, is_row_M, source_M = tile_rows(row, end, order_ptr, TOP_K, GATHER, BLOCK_M)
+    is_row_M, source_M = tile_rows(row, end, order_ptr, TOP_K, GATHER, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     matrix_ptr = matrices_ptr + expert.to(tl.int64) * stride_e
     acc, _ = accumulate(
@@ -98,7 +105,7 @@ def linear_kernel(
         bias_N = tl.load(bias_ptr + expert.to(tl.int64) * N + column_N, mask=column_N < N, other=0.0)
         acc += bias_N.to(tl.float32)[None, :]
     mask = is_row_M[:, None] & (column_N < N)[None, :]
-    tl.store(out_ptr + row_M[:, None] * N + column_N[None, :], acc, mask=mask)
+    tl.store(tile_ptrs(out_ptr, row, column_N, N, BLOCK_M), acc, mask=mask)
 
 
 @triton.jit
@@ -118,7 +125,7 @@ def up_kernel(
     expert, row, end, n = ragged_tile(
         tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M
     )
-    row_M, is_row_M, source_M = tile_rows(row, end, order_ptr, TOP_K, GATHER, BLOCK_M)
+    is_row_M, source_M = tile_rows(row, end, order_ptr, TOP_K, GATHER, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     up_ptr += expert.to(tl.int64) * stride_e
     h, value = accumulate(
@@ -131,7 +138,7 @@ def up_kernel(
         h += tl.load(bias_ptrs, mask=column_N < N, other=0.0).to(tl.float32)[None, :]
     a = activate(h, ACTIVATION)
     mask = is_row_M[:, None] & (column_N < N)[None, :]
-    h_ptrs = h_ptr + row_M[:, None] * (G * N) + column_N[None, :] if KEEP else None
+    h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M) if KEEP else None
     if KEEP:
         tl.store(h_ptrs, h, mask=mask)
     if GATED:
@@ -140,7 +147,7 @@ def up_kernel(
         a *= value
         if KEEP:
             tl.store(h_ptrs + N, value, mask=mask)
-    tl.store(a_ptr + row_M[:, None] * N + column_N[None, :], a, mask=mask)
+    tl.store(tile_ptrs(a_ptr, row, column_N, N, BLOCK_M), a, mask=mask)
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -159,7 +166,7 @@ def down_gradient_kernel(
     expert, row, end, n = ragged_tile(
         tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M
     )
-    row_M, is_row_M, source_M = tile_rows(row, end, order_ptr, 1, False, BLOCK_M)
+    is_row_M, source_M = tile_rows(row, end, order_ptr, 1, False, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     down_ptr += expert.to(tl.int64) * stride_e
     acc, _ = accumulate(
@@ -168,28 +175,31 @@ def down_gradient_kernel(
     )  # fmt: skip
     mask = is_row_M[:, None] & (column_N < N)[None, :]
     acc = tl.where(is_row_M[:, None], acc, 0.0)  # keeps rows that are not the expert's out of the sums
+    row_M = row + tl.arange(0, BLOCK_M)
     slot_M = tl.load(order_ptr + row_M, mask=is_row_M, other=0)
     s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)[:, None]
     G: tl.constexpr = 2 if GATED else 1
-    h_address = row_M[:, None] * (G * N) + column_N[None, :]
-    h = tl.load(h_ptr + h_address, mask=mask, other=0.0).to(tl.float32)
-    a, slope = activate_with_slope(h, ACTIVATION)
-    dh = s * acc * slope
+    h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M)
+    dh_ptrs = tile_ptrs(dh_ptr, row, column_N, G * N, BLOCK_M)
+    a_ptrs = tile_ptrs(a_ptr, row, column_N, N, BLOCK_M)
     place = partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N) + column_N
+    a, slope = activate_with_slope(tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
     if GATED:
         d_value = s * acc * a
-        tl.store(dh_ptr + h_address + N, d_value, mask=mask)
+        tl.store(dh_ptrs + N, d_value, mask=mask)
         if WRITE_PARTIALS:
             tl.store(partials_ptr + place + N, tl.sum(d_value, axis=0), mask=column_N < N)
-        value = tl.load(h_ptr + h_address + N, mask=mask, other=0.0).to(tl.float32)
-        a *= value
-        dh *= value
-    tl.store(dh_ptr + h_address, dh, mask=mask)
-    tl.store(a_ptr + row_M[:, None] * N + column_N[None, :], s * a, mask=mask)
-    if WRITE_PARTIALS:
-        tl.store(partials_ptr + place, tl.sum(dh, axis=0), mask=column_N < N)
+        value = tl.load(h_ptrs + N, mask=mask, other=0.0).to(tl.float32)
+        tl.store(a_ptrs, s * a * value, mask=mask)
+        acc *= value
+    else:
+        tl.store(a_ptrs, s * a, mask=mask)
     if WRITE_DOTS:
         tl.store(dots_ptr + n.to(tl.int64) * R + row_M, tl.sum(acc * a, axis=1), mask=is_row_M)
+    dh = s * acc * slope
+    tl.store(dh_ptrs, dh, mask=mask)
+    if WRITE_PARTIALS:
+        tl.store(partials_ptr + place, tl.sum(dh, axis=0), mask=column_N < N)
 
 
 @triton.jit

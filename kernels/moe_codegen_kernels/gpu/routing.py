@@ -1,6 +1,6 @@
 """Routing on the device: no host synchronisation, no atomics, the same bits every time.
 
-route:         scores = softmax(logits); the TOP_K largest by (score, lower expert first); renormalised if asked
+route:         scores = softmax(logits); the TOP_K largest by (score, lower expert first); renormalise
 routing_plan:  counts_CE per chunk of slots -> exclusive scan -> place each slot, stable
 tile_schedule: which rows each GEMM tile owns, longest expert first
 
@@ -9,8 +9,8 @@ tile_schedule: which rows each GEMM tile owns, longest expert first
     order_R     int32  sorted row -> slot
     inverse_R   int32  slot -> sorted row
     offsets_E   int32  E + 1 bounds of the experts' rows
-    schedule    int32  [0] number of tiles, [1 .. E] experts by falling row count, then (expert, first row, end) a tile;
-                       `end` is where the expert's rows end, so that a tile reads all it needs at once
+    schedule    int32  [0] number of tiles, [1 .. E] experts by falling row count, then for each tile
+                       (expert, first row, end of the expert's rows): all it has to know in one read
 
 C chunks, E experts (BLOCK_E: power of two that holds E and the sentinel), R routed rows, T tokens.
 """
@@ -99,7 +99,7 @@ def scan_kernel(counts_ptr, offsets_ptr, CHUNKS, EXPERTS, BLOCK_C: tl.constexpr,
 def place_kernel(
     ids_ptr, counts_ptr, order_ptr, inverse_ptr, R, EXPERTS, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr
 ):
-    """order_R and inverse_R of one chunk: its first slot's row plus the rank of each slot within the chunk."""
+    """order_R and inverse_R of one chunk: its first slot's row plus each slot's rank within the chunk."""
     chunk = tl.program_id(0)
     expert_E = tl.arange(0, BLOCK_E)
     slot_R = chunk * BLOCK_R + tl.arange(0, BLOCK_R)

@@ -1,8 +1,8 @@
-"""Moving and summing rows: gather, combine, and the deterministic second halves of the bias and weight gradients.
+"""Moving and summing rows: gather, combine, and the second halves of the bias and weight gradients.
 
     gather_rows       x_RD[r] = hidden_TD[order_R[r] // TOP_K]
-    gather_gradient   dO_RD[r] = grad_TD[order_R[r] // TOP_K]; in the same pass, per tile of rows, the partial sums
-                      of s_r dO_RD[r] (for d(down_bias)) and per row the partial dots <dO_RD[r], down_bias>
+    gather_gradient   dO_RD[r] = grad_TD[order_R[r] // TOP_K]; in the same pass, per tile of rows, the partial
+                      sums of s_r dO_RD[r] (for d(down_bias)) and per row the dots <dO_RD[r], down_bias>
     sum_partials      bias gradient of each expert: the sum of its tiles' partial column sums
     weight_gradient   d(weights)[slot of r]: the sum of row r's partial dots
     combine           out_TD[t] = sum over k of weights_TK[t, k] * rows_RD[inverse_R[t * TOP_K + k]]
@@ -153,10 +153,10 @@ def gather_gradient(
     rows, columns = order_R.numel(), grad_TD.shape[1]
     out_RD = grad_TD.new_empty(rows, columns)
     gather_gradient_kernel[(schedule.most_tiles, triton.cdiv(columns, GRADIENT_BLOCK_N))](
-        grad_TD, order_R, weights_TK, bias_ED, schedule.entries, out_RD, partials_PD, dots_BR,
-        rows, columns, grad_TD.stride(0), schedule.experts,
-        TOP_K=weights_TK.shape[1], BLOCK_M=schedule.block_m, BLOCK_N=GRADIENT_BLOCK_N, HAS_BIAS=bias_ED is not None,
-        WRITE_PARTIALS=partials_PD is not None, WRITE_DOTS=dots_BR is not None,
+        grad_TD, order_R, weights_TK, bias_ED, schedule.entries, out_RD, partials_PD, dots_BR, rows,
+        columns, grad_TD.stride(0), schedule.experts, TOP_K=weights_TK.shape[1], BLOCK_M=schedule.block_m,
+        BLOCK_N=GRADIENT_BLOCK_N, HAS_BIAS=bias_ED is not None, WRITE_PARTIALS=partials_PD is not None,
+        WRITE_DOTS=dots_BR is not None,
     )  # fmt: skip
     return out_RD
 

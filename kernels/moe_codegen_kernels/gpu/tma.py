@@ -2,14 +2,15 @@
 
 The equations, the schedule and the partial sums are those of pointer.py; what differs is the feeding.
 
-- Each of a fixed number of programs walks over output tiles, so that a tile's epilogue and the next tile's loads
-  overlap (`flatten` merges the two loops), and nothing is launched for tiles that do not exist.
-- Rows are contiguous (`gather_rows`), read in boxes of BLOCK_M x BLOCK_K. Rows past an expert's end are the next
-  expert's or zero: they only reach rows of the result that are not stored.
-- Results and ragged-K operands go through ragged descriptors, whose bounds are an expert's rows: the hardware drops
-  stores past the end and reads zeros there, so that no loop carries a mask.
+- Each of a fixed number of programs walks over output tiles, so that a tile's epilogue and the next tile's
+  loads overlap (`flatten` merges the two loops), and nothing is launched for tiles that do not exist.
+- Rows are contiguous (`gather_rows`), read in boxes of BLOCK_M x BLOCK_K. Rows past an expert's end are the
+  next expert's or zero: they only reach rows of the result that are not stored.
+- Results and ragged-K operands go through ragged descriptors, whose bounds are an expert's rows: the
+  hardware drops stores past the end and reads zeros there, so that no loop carries a mask.
 
-Descriptors are made on the host: one made on the device needs an allocator that autograd's thread does not have.
+Descriptors are made on the host: one made on the device needs an allocator that autograd's thread does not
+have.
 """
 
 from typing import Any
@@ -52,8 +53,9 @@ def accumulate(
 def store_rows(desc, row, end, half, column, values):
     """Store a tile from `row` on, up to the expert's `end`, into a result seen as (R, halves, F).
 
-    The halves keep the gate's last tile from reaching the value's columns. A result of one half is seen the same
-    way, because stores of one shape share one buffer: h and a together would not fit beside the pipeline.
+    The halves keep the gate's last tile from reaching the value's columns. A result of one half is seen the
+    same way, because stores of one shape share one buffer: h and a together would not fit beside the
+    pipeline.
     """
     c0, c1, c2 = to_ragged_indices(row, end - row, 0)
     box: tl.constexpr = (1, 1, values.shape[0], 1, values.shape[1])
