@@ -16,7 +16,7 @@ import benchmarks
 from benchmarks.machine import describe_machine
 from benchmarks.registry import CASES, Case, Result
 
-NOT_CASES = {"__main__", "registry", "machine"}
+NOT_CASES = {"__main__", "registry", "machine", "published"}
 
 
 def main() -> None:
@@ -28,9 +28,7 @@ def main() -> None:
     subparsers = parser.add_subparsers(dest="case", metavar="CASE")
     for case in CASES.values():
         subparser = subparsers.add_parser(case.name, help=case.summary, description=case.summary)
-        subparser.add_argument(
-            "--out", type=Path, help="folder that keeps the record (JSON) and the pictures"
-        )
+        subparser.add_argument("--out", type=Path, help="folder that keeps the record (JSON) and the pictures")
         case.add_options(subparser)
     options = parser.parse_args()
     names = [options.case] if options.case else list(CASES)

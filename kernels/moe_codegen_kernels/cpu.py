@@ -187,9 +187,7 @@ def _touched(offsets_E: Tensor) -> Iterator[tuple[int, slice]]:
             yield expert, slice(start, end)
 
 
-def _linear_into(
-    out_MN: Tensor, x_MK: Tensor, matrix_NK: Tensor, bias_EN: Tensor | None, expert: int
-) -> None:
+def _linear_into(out_MN: Tensor, x_MK: Tensor, matrix_NK: Tensor, bias_EN: Tensor | None, expert: int) -> None:
     """out_MN = x_MK @ matrix_NK.T + bias_EN[expert]."""
     if bias_EN is None:
         torch.mm(x_MK, matrix_NK.T, out=out_MN)

@@ -259,9 +259,7 @@ def _gradients(ctx: Any, grad_TD: Tensor | None, *_: None) -> tuple[Tensor | Non
     if grad_TD is None:
         return tuple(gradients)
     needs = [ctx.needs_input_grad[position] for position in GRADIENT_OF]
-    computed = torch.ops.moe_codegen.expert_ffn_backward(
-        grad_TD, *ctx.saved_tensors, ctx.activation, ctx.gated, needs
-    )
+    computed = torch.ops.moe_codegen.expert_ffn_backward(grad_TD, *ctx.saved_tensors, ctx.activation, ctx.gated, needs)
     for position, needed, gradient in zip(GRADIENT_OF, needs, computed, strict=True):
         if needed:
             gradients[position] = gradient

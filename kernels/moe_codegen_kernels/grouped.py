@@ -31,9 +31,7 @@ def grouped_gemm(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, 
 def grouped_gemm_ragged_k(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) -> Tensor:
     """out_EMN: each expert's rows of `left_RM`, transposed, times its rows of `right_RN`; 0 without rows."""
     if left_RM.shape[0] != right_RN.shape[0]:
-        raise ValueError(
-            f"left_RM has {left_RM.shape[0]} rows and right_RN {right_RN.shape[0]}; expected equal"
-        )
+        raise ValueError(f"left_RM has {left_RM.shape[0]} rows and right_RN {right_RN.shape[0]}; expected equal")
     return torch.ops.moe_codegen.grouped_gemm_ragged_k(left_RM, right_RN, offsets_E)
 
 
@@ -47,9 +45,7 @@ def combine(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: T
 
 
 @torch.library.custom_op("moe_codegen::grouped_gemm", mutates_args=(), device_types="cpu")
-def grouped_gemm_op(
-    rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor
-) -> Tensor:
+def grouped_gemm_op(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor) -> Tensor:
     """Ragged M."""
     return cpu.grouped_gemm(rows_RK, matrices_ENK, bias_EN, offsets_E)
 

@@ -91,9 +91,7 @@ def route_backward_op(
 
 
 @route_backward_op.register_fake
-def _(
-    grad_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, renormalise: bool
-) -> Tensor:
+def _(grad_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, renormalise: bool) -> Tensor:
     return torch.empty_like(logits_TE)
 
 

@@ -110,17 +110,13 @@ def eager_expert_ffn(
     out_TD = torch.zeros_like(hidden_TD)
     for expert in range(up.shape[0]):
         tokens_M, choices_M = torch.where(expert_ids_TK == expert)
-        h_MG = torch.nn.functional.linear(
-            hidden_TD[tokens_M], up[expert], None if up_bias is None else up_bias[expert]
-        )
+        h_MG = torch.nn.functional.linear(hidden_TD[tokens_M], up[expert], None if up_bias is None else up_bias[expert])
         if gated:
             gate_MF, value_MF = h_MG.chunk(2, dim=-1)
             a_MF = activate(activation, gate_MF) * value_MF
         else:
             a_MF = activate(activation, h_MG)
-        y_MD = torch.nn.functional.linear(
-            a_MF, down[expert], None if down_bias is None else down_bias[expert]
-        )
+        y_MD = torch.nn.functional.linear(a_MF, down[expert], None if down_bias is None else down_bias[expert])
         weighed_MD = y_MD * weights_TK[tokens_M, choices_M, None]
         out_TD.index_add_(0, tokens_M, weighed_MD.to(out_TD.dtype))
     return out_TD
@@ -132,9 +128,7 @@ def outputs_and_gradients(function, problem: Problem) -> dict[str, Tensor]:
     for name in TENSORS:
         value = getattr(problem, name)
         inputs[name] = None if value is None else value.detach().clone().requires_grad_()
-    out_TD = function(
-        *replace(problem, **inputs).arguments(), activation=problem.activation, gated=problem.gated
-    )
+    out_TD = function(*replace(problem, **inputs).arguments(), activation=problem.activation, gated=problem.gated)
     out_TD.backward(problem.grad_TD)
     results = {"out_TD": out_TD.detach()}
     results |= {f"d_{name}": value.grad for name, value in inputs.items() if value is not None}

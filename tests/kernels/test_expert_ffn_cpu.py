@@ -92,13 +92,10 @@ def test_a_frozen_input_costs_the_others_nothing(frozen):
 def test_opcheck():
     problem = make_problem(tokens=6, load="sentinels").to(torch.float32)
     tensors = [
-        t.clone().requires_grad_() if t is not None and t.is_floating_point() else t
-        for t in problem.arguments()
+        t.clone().requires_grad_() if t is not None and t.is_floating_point() else t for t in problem.arguments()
     ]
     for gated, recompute in ((False, False), (False, True)):
-        torch.library.opcheck(
-            torch.ops.moe_codegen.expert_ffn.default, (*tensors, "gelu_tanh", gated, True, recompute)
-        )
+        torch.library.opcheck(torch.ops.moe_codegen.expert_ffn.default, (*tensors, "gelu_tanh", gated, True, recompute))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -153,9 +150,7 @@ def test_bytes_kept_for_backward(recompute, expected_bytes):
         kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    arguments = [
-        t.requires_grad_() if t is not None and t.is_floating_point() else t for t in problem.arguments()
-    ]
+    arguments = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in problem.arguments()]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         expert_ffn(*arguments, activation="gelu_tanh", gated=False, recompute=recompute)
     of_weights = sum(
@@ -178,9 +173,7 @@ def test_nothing_is_kept_without_gradients():
 @pytest.mark.parametrize("tokens", [0, 1])
 def test_few_tokens(tokens):
     problem = make_problem(tokens=1).to(torch.float32)
-    hidden_TD, ids_TK, weights_TK = (
-        x[:tokens] for x in (problem.hidden_TD, problem.expert_ids_TK, problem.weights_TK)
-    )
+    hidden_TD, ids_TK, weights_TK = (x[:tokens] for x in (problem.hidden_TD, problem.expert_ids_TK, problem.weights_TK))
     hidden_TD = hidden_TD.clone().requires_grad_()
     weights = (problem.up, problem.up_bias, problem.down, problem.down_bias)
     out_TD = expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, activation="silu", gated=False)

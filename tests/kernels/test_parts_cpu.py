@@ -9,9 +9,7 @@ from moe_codegen_kernels import combine, grouped_gemm, grouped_gemm_ragged_k, or
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    tokens=st.integers(0, 40), experts=st.integers(1, 9), top_k=st.integers(1, 3), seed=st.integers(0, 999)
-)
+@given(tokens=st.integers(0, 40), experts=st.integers(1, 9), top_k=st.integers(1, 3), seed=st.integers(0, 999))
 def test_plan_equals_the_oracle(tokens, experts, top_k, seed):
     ids_TK = torch.randint(0, experts + 1, (tokens, top_k), generator=torch.Generator().manual_seed(seed))
     for ours, truth in zip(routing_plan(ids_TK, experts), oracle.routing_plan(ids_TK, experts), strict=True):
@@ -93,12 +91,8 @@ def test_opcheck():
     rows_RK, plan = _rows()
     matrices = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
     rows_RK.requires_grad_()
-    torch.library.opcheck(
-        torch.ops.moe_codegen.grouped_gemm.default, (rows_RK, matrices, None, plan.offsets_E)
-    )
-    torch.library.opcheck(
-        torch.ops.moe_codegen.combine.default, (rows_RK, torch.rand(7, 3).double(), *plan[1:])
-    )
+    torch.library.opcheck(torch.ops.moe_codegen.grouped_gemm.default, (rows_RK, matrices, None, plan.offsets_E))
+    torch.library.opcheck(torch.ops.moe_codegen.combine.default, (rows_RK, torch.rand(7, 3).double(), *plan[1:]))
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,7 @@ def test_every_activation(activation, warnings):
 def test_the_kernels_are_what_runs(monkeypatch):
     calls = []
     real = implementation.expert_ffn
-    monkeypatch.setattr(
-        implementation, "expert_ffn", lambda *a, **k: calls.append(k["activation"]) or real(*a, **k)
-    )
+    monkeypatch.setattr(implementation, "expert_ffn", lambda *a, **k: calls.append(k["activation"]) or real(*a, **k))
     _logits_and_gradients(_build(*FAMILIES[0]), "moe_codegen")
     assert calls == ["silu", "silu"]
 
@@ -131,9 +129,7 @@ def test_parametrised_weights_are_read_on_every_call():
         def forward(self, weight):
             return 2 * weight
 
-    torch.nn.utils.parametrize.register_parametrization(
-        model.model.layers[0].mlp.experts, "down_proj", Doubled()
-    )
+    torch.nn.utils.parametrize.register_parametrization(model.model.layers[0].mlp.experts, "down_proj", Doubled())
     after = _logits_and_gradients(model, "moe_codegen")["logits"]
     eager = _logits_and_gradients(model, "eager")["logits"]
     assert not torch.allclose(after, before)

@@ -131,9 +131,7 @@ def decode_combine_kernel(
         mask = column_N < tl.where(expert < EXPERTS, N, 0)
         y_N = tl.zeros([BLOCK_N], tl.float32)
         for part in tl.static_range(PARTS):
-            y_N += tl.load(
-                y_ptr + ((part * EXPERTS + expert) * T + token) * N + column_N, mask=mask, other=0.0
-            )
+            y_N += tl.load(y_ptr + ((part * EXPERTS + expert) * T + token) * N + column_N, mask=mask, other=0.0)
         total_N += tl.load(weights_ptr + token * TOP_K + choice).to(tl.float32) * y_N
     tl.store(out_ptr + token.to(tl.int64) * N + column_N, total_N, mask=column_N < N)
 

@@ -90,9 +90,7 @@ def expert_ffn_backward(
     down_bias>, dh = s dA f'(h), d(down) = dO^T (s a), d(up) = dh^T x, dx = dh @ up.
     """
     needs_hidden, needs_weights, needs_up, needs_up_bias, needs_down, needs_down_bias = needs
-    grad_TD, hidden_TD, weights_TK, up, down = (
-        x.contiguous() for x in (grad_TD, hidden_TD, weights_TK, up, down)
-    )
+    grad_TD, hidden_TD, weights_TK, up, down = (x.contiguous() for x in (grad_TD, hidden_TD, weights_TK, up, down))
     up_bias, down_bias = (None if x is None else x.contiguous() for x in (up_bias, down_bias))
     num_rows, top_k = order_R.numel(), weights_TK.shape[1]
     fits = tma.fits(grad_TD, hidden_TD, up, down)

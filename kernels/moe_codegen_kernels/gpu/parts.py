@@ -9,9 +9,7 @@ from moe_codegen_kernels.gpu.routing import tile_schedule
 from moe_codegen_kernels.tiles import Gpu, choose
 
 
-def grouped_gemm(
-    rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor, gpu: Gpu
-) -> Tensor:
+def grouped_gemm(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor, gpu: Gpu) -> Tensor:
     """Ragged M; rows of no expert are 0. Matrices may be transposed views."""
     rows_RK = rows_RK.contiguous()
     if 1 not in matrices_ENK.stride()[1:]:

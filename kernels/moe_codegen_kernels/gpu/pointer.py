@@ -91,9 +91,7 @@ def linear_kernel(
     num_n_tiles = tl.cdiv(N, BLOCK_N)
     if tl.program_id(0) >= num_m_tiles * num_n_tiles:
         return
-    expert, row, end, n = ragged_tile(
-        tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M
-    )
+    expert, row, end, n = ragged_tile(tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
     is_row_M, source_M = tile_rows(row, end, order_ptr, TOP_K, GATHER, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     matrix_ptr = matrices_ptr + expert.to(tl.int64) * stride_e
@@ -122,9 +120,7 @@ def up_kernel(
     num_n_tiles = tl.cdiv(N, BLOCK_N)
     if tl.program_id(0) >= num_m_tiles * num_n_tiles:
         return
-    expert, row, end, n = ragged_tile(
-        tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M
-    )
+    expert, row, end, n = ragged_tile(tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
     is_row_M, source_M = tile_rows(row, end, order_ptr, TOP_K, GATHER, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     up_ptr += expert.to(tl.int64) * stride_e
@@ -163,9 +159,7 @@ def down_gradient_kernel(
     num_n_tiles = tl.cdiv(N, BLOCK_N)
     if tl.program_id(0) >= num_m_tiles * num_n_tiles:
         return
-    expert, row, end, n = ragged_tile(
-        tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M
-    )
+    expert, row, end, n = ragged_tile(tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
     is_row_M, source_M = tile_rows(row, end, order_ptr, 1, False, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     down_ptr += expert.to(tl.int64) * stride_e
@@ -321,9 +315,7 @@ def ragged_k(left_RM: Tensor, right_RN: Tensor, schedule: Schedule, tile: Tile) 
     tiles = schedule.experts * triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
     constants = _constants(tile, n, tile.block_k, left_RM.dtype)
     constants["EVEN"] = constants["EVEN"] and m % tile.block_m == 0
-    ragged_k_kernel[(tiles,)](
-        left_RM, right_RN, out_EMN, schedule.offsets_E, schedule.entries, m, n, **constants
-    )
+    ragged_k_kernel[(tiles,)](left_RM, right_RN, out_EMN, schedule.offsets_E, schedule.entries, m, n, **constants)
     return out_EMN
 
 

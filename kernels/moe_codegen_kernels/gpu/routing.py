@@ -96,9 +96,7 @@ def scan_kernel(counts_ptr, offsets_ptr, CHUNKS, EXPERTS, BLOCK_C: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=["R"])
-def place_kernel(
-    ids_ptr, counts_ptr, order_ptr, inverse_ptr, R, EXPERTS, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr
-):
+def place_kernel(ids_ptr, counts_ptr, order_ptr, inverse_ptr, R, EXPERTS, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
     """order_R and inverse_R of one chunk: its first slot's row plus each slot's rank within the chunk."""
     chunk = tl.program_id(0)
     expert_E = tl.arange(0, BLOCK_E)
@@ -182,9 +180,7 @@ def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tenso
     block_c = min(64, max(1, ONE_HOT_ELEMENTS // block_e))
     scan_kernel[(1,)](counts_CE, offsets_E, chunks, num_experts, BLOCK_C=block_c, **blocks)
     if rows > 0:
-        place_kernel[(chunks,)](
-            ids_R, counts_CE, order_R, inverse_R, rows, num_experts, BLOCK_R=block_r, **blocks
-        )
+        place_kernel[(chunks,)](ids_R, counts_CE, order_R, inverse_R, rows, num_experts, BLOCK_R=block_r, **blocks)
     return order_R, inverse_R, offsets_E
 
 

@@ -92,9 +92,7 @@ def sum_partials_kernel(
 
 
 @triton.jit(do_not_specialize=["R"])
-def weight_gradient_kernel(
-    dots_ptr, order_ptr, out_ptr, offsets_ptr, R, BLOCKS, EXPERTS, BLOCK_R: tl.constexpr
-):
+def weight_gradient_kernel(dots_ptr, order_ptr, out_ptr, offsets_ptr, R, BLOCKS, EXPERTS, BLOCK_R: tl.constexpr):
     """BLOCK_R rows; slots of no expert get 0."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row_R = row_R < tl.load(offsets_ptr + EXPERTS)

@@ -1,0 +1,11 @@
+"""The dense families that can be upcycled: a new one is a file beside this and a line here."""
+
+from moe_codegen.architectures.architecture import Architecture
+from moe_codegen.architectures.gpt_bigcode import GPT_BIGCODE
+from moe_codegen.architectures.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from moe_codegen.architectures.phi import PHI
+from moe_codegen.architectures.starcoder2 import STARCODER2
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.family: architecture for architecture in (GPT_BIGCODE, PHI, STARCODER2, LLAMA, MISTRAL, QWEN2, QWEN3)
+}

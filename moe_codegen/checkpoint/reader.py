@@ -1,0 +1,153 @@
+"""Lazy reading of a safetensors checkpoint: headers first, tensors as views of the memory-mapped files."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from moe_codegen.errors import CheckpointError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a file's header says of one tensor."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class CheckpointReader(Mapping[str, torch.Tensor]):
+    """A checkpoint folder as a read-only mapping from tensor name to tensor.
+
+    Opening reads `config.json`, the index and every file's header, and nothing else. A tensor is a view of the
+    mapped file: its bytes live in the page cache, not in this process's own memory, and must not be written to.
+
+    Raises:
+        CheckpointError: no such folder, no `config.json`, no safetensors weights, or a missing, truncated or
+            damaged file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder} is not a folder; give the folder that holds config.json")
+        self.config: dict[str, Any] = read_json(self.folder / "config.json")
+        self.files = _weight_files(self.folder)
+        self._handles = {file: _open(self.folder / file) for file in self.files}
+        self.headers: dict[str, TensorHeader] = {}
+        for file, handle in self._handles.items():
+            for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
+                self.headers[name] = _header(file, handle, name)
+        self._check_index()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The tensor `name`, a view of the mapped file."""
+        return self._handles[self.headers[name].file].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.headers)
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(header.nbytes for header in self.headers.values())
+
+    def stamps(self) -> dict[str, list[int]]:
+        """File -> [bytes, modification time in ns]: changes when a file does, and costs no reading."""
+        stats = {file: (self.folder / file).stat() for file in ["config.json", *self.files]}
+        return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+
+    def _check_index(self) -> None:
+        index = self.folder / INDEX_FILE
+        if not index.exists():
+            return
+        for name, file in read_json(index)["weight_map"].items():
+            if name not in self.headers or self.headers[name].file != file:
+                raise CheckpointError(
+                    f"{index} places {name} in {file}, which does not hold it; "
+                    "the download is incomplete or mixed from two versions: fetch the checkpoint again"
+                )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; CheckpointError when it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; a checkpoint folder holds one") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = folder / INDEX_FILE
+    if index.exists():
+        files = sorted(set(read_json(index)["weight_map"].values()))
+        missing = [file for file in files if not (folder / file).exists()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {missing[0]} ({len(missing)} of {len(files)} weight files are missing), "
+                f"which {INDEX_FILE} names; fetch the rest of the checkpoint"
+            )
+        return files
+    if (folder / SINGLE_FILE).exists():
+        return [SINGLE_FILE]
+    pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
+    if pickled:
+        raise CheckpointError(
+            f"{folder} holds {pickled[0].name}, a pickle, which can run code when read; only safetensors is read. "
+            "Convert it in a place you trust: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST)`"
+        )
+    raise CheckpointError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: no weights to read")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({path.stat().st_size} bytes; {error}); fetch it again"
+        ) from error
+
+
+def _header(file: str, handle: Any, name: str) -> TensorHeader:
+    view = handle.get_slice(name)
+    dtype = DTYPES.get(view.get_dtype())
+    if dtype is None:
+        raise CheckpointError(
+            f"{file} stores {name} as {view.get_dtype()}, which is not supported; "
+            f"save the checkpoint in one of {', '.join(DTYPES)}"
+        )
+    return TensorHeader(file, tuple(view.get_shape()), dtype)

@@ -1,0 +1,151 @@
+"""The configuration of a mixture: its dense family's fields, and these."""
+
+from typing import Any, ClassVar, Literal
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from moe_codegen.architectures import ARCHITECTURES, Architecture
+from moe_codegen.errors import ConfigError
+
+MODEL_TYPE_PREFIX = "moe_"
+
+
+class MoEConfig(PreTrainedConfig):
+    """What a mixture adds to the configuration of its dense family; flat, as transformers' own MoE models have it.
+
+    `MoEConfig(family="phi", num_experts=8, hidden_size=...)` gives the configuration class of that family;
+    `MoEConfig.from_dense(config, num_experts=8)` takes a dense configuration's fields over;
+    `MoEConfig.from_pretrained(path)` reads one.
+
+    Attributes:
+        num_experts: E, experts in each sparse layer.
+        num_experts_per_tok: K, experts that take each token.
+        moe_intermediate_size: F, an expert's hidden size; None means the dense FFN's.
+        moe_layers: indices of the sparse layers; None means all.
+        norm_topk_prob: whether the K weights are renormalised to sum to one.
+        router_type: "top_k", or "noisy_top_k" (arXiv 1701.06538).
+        router_jitter_noise: eps of Switch's multiplicative jitter on the router's input, in training.
+        shared_expert: whether the dense FFN stays as an expert that takes every token.
+        shared_expert_weight: its share of the output, between 0 and 1.
+        router_aux_loss_coef: weight of the load-balancing loss (arXiv 2101.03961, eq. 4-6).
+        router_z_loss_coef: weight of the router z-loss (arXiv 2202.08906, eq. 5).
+        output_router_logits: whether outputs carry the router's logits.
+        expert_names: what the experts are, such as languages; None for unnamed ones.
+        expert_granularity: into how many experts each dense FFN was split; `extract` puts them together again.
+        source: the dense checkpoint's layout and its `config.json`, so that `extract` can write the like.
+
+    Raises:
+        ConfigError: values that cannot hold, such as more experts per token than experts.
+    """
+
+    num_experts: int = 8
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int | None = None
+    moe_layers: list[int] | None = None
+    norm_topk_prob: bool = True
+    router_type: Literal["top_k", "noisy_top_k"] = "top_k"
+    router_jitter_noise: float = 0.0
+    shared_expert: bool = False
+    shared_expert_weight: float = 0.5
+    router_aux_loss_coef: float = 0.01
+    router_z_loss_coef: float = 0.001
+    output_router_logits: bool = False
+    expert_names: list[str] | None = None
+    expert_granularity: int = 1
+    source: dict[str, Any] | None = None
+
+    # Each family's class says which it is of.
+    architecture: ClassVar[Architecture]
+
+    def __new__(cls, *args: Any, family: str | None = None, **fields: Any) -> "MoEConfig":
+        """The configuration class of `family` where `MoEConfig` itself is called."""
+        if cls is MoEConfig and family is not None:
+            cls = config_class_of(family)
+        return super().__new__(cls)
+
+    def __post_init__(self, family: str | None = None, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if type(self) is MoEConfig:
+            raise ConfigError(f"MoEConfig needs family=, one of {', '.join(ARCHITECTURES)}")
+        if self.moe_intermediate_size is None:
+            self.moe_intermediate_size = self.architecture.ffn.width_of(self)
+        if self.moe_layers is not None:
+            self.moe_layers = sorted(self.moe_layers)
+        self._check()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "MoEConfig":
+        """Read the configuration of a mixture from a folder or the hub.
+
+        Raises:
+            ConfigError: it is not the configuration of a mixture of this library.
+        """
+        if cls is not MoEConfig:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        found = config[0] if isinstance(config, tuple) else config
+        if not isinstance(found, MoEConfig):
+            raise ConfigError(
+                f"{pretrained_model_name_or_path} is a {found.model_type} model, not a mixture of this library; "
+                f"make one with `moe-codegen upcycle {pretrained_model_name_or_path} OUT`"
+            )
+        return config
+
+    @classmethod
+    def from_dense(cls, config: PreTrainedConfig, **fields: Any) -> "MoEConfig":
+        """The mixture with every field of the dense `config`, and `fields` of its own.
+
+        Raises:
+            ConfigError: the family is not supported, or the fields cannot hold.
+        """
+        dense = config.to_dict()
+        for field in ("model_type", "architectures", "transformers_version", "auto_map"):
+            dense.pop(field, None)
+        return config_class_of(config.model_type)(**{**dense, **fields})
+
+    @property
+    def sparse_layers(self) -> list[int]:
+        """Indices of the layers whose FFN is a mixture."""
+        return list(range(self.num_hidden_layers)) if self.moe_layers is None else self.moe_layers
+
+    def _check(self) -> None:
+        experts, top_k = self.num_experts, self.num_experts_per_tok
+        if experts < 1:
+            raise ConfigError(f"num_experts={experts}: a mixture needs at least one expert")
+        if not 1 <= top_k <= experts:
+            raise ConfigError(
+                f"num_experts_per_tok={top_k} must lie between 1 and num_experts={experts}; lower it or add experts"
+            )
+        if top_k == 1 and self.norm_topk_prob and experts > 1:
+            raise ConfigError(
+                "num_experts_per_tok=1 with norm_topk_prob=True makes every weight 1, and a constant teaches the "
+                "router nothing; set norm_topk_prob=False (Switch routing) or num_experts_per_tok=2"
+            )
+        if self.router_type not in ("top_k", "noisy_top_k"):
+            raise ConfigError(f"router_type={self.router_type!r} is not known; use 'top_k' or 'noisy_top_k'")
+        if not 0 <= self.shared_expert_weight <= 1:
+            raise ConfigError(f"shared_expert_weight={self.shared_expert_weight} must lie between 0 and 1")
+        layers = self.sparse_layers
+        if not layers or len(set(layers)) < len(layers) or not 0 <= layers[0] <= layers[-1] < self.num_hidden_layers:
+            raise ConfigError(
+                f"moe_layers={layers} must name different layers between 0 and {self.num_hidden_layers - 1}, "
+                "at least one"
+            )
+        split = self.expert_granularity
+        if split < 1 or experts % split or top_k % split:
+            raise ConfigError(
+                f"expert_granularity={split} must divide num_experts={experts} and num_experts_per_tok={top_k}: "
+                "the pieces of one FFN are chosen together"
+            )
+        if self.expert_names is not None and len(self.expert_names) * split != experts:
+            raise ConfigError(
+                f"{len(self.expert_names)} expert_names for {experts // split} experts; give one for each"
+            )
+
+
+def config_class_of(family: str) -> type[MoEConfig]:
+    """The configuration class of the mixture over the dense `family`; ConfigError for an unknown one."""
+    classes = {cls.architecture.family: cls for cls in MoEConfig.__subclasses__()}
+    if family not in classes:
+        raise ConfigError(f"no mixture is known for the family {family!r}; supported are {', '.join(classes)}")
+    return classes[family]

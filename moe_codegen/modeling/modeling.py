@@ -1,0 +1,207 @@
+"""`MoEForCausalLM`: a stock transformers model whose FFNs are mixtures of experts.
+
+Each family's classes (`families.py`) put these bases before transformers' own, so that everything transformers does
+for the dense model (attention, caches, generation, saving) it does for the mixture.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from moe_codegen.errors import ConfigError
+from moe_codegen.modeling.configuration import MoEConfig
+from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, router_z_loss
+from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
+
+
+@dataclass
+class MoECausalLMOutput(MoeCausalLMOutputWithPast):
+    """Adds to transformers' output the router z-loss.
+
+    `loss` is the language-model loss, in training plus `router_aux_loss_coef * aux_loss + router_z_loss_coef *
+    z_loss`; both are means over the sparse layers, here without their coefficients.
+    """
+
+    z_loss: torch.Tensor | None = None
+
+
+class MoEPreTrainedModel(PreTrainedModel):
+    """What backbone and causal model share: initialisation, and the choice of expert implementation."""
+
+    config: MoEConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, TopKRouter):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if module.noise_weight is not None:
+                init.zeros_(module.noise_weight)
+        elif isinstance(module, Experts):
+            for name, parameter in module.named_parameters():
+                if name.endswith("_bias"):
+                    init.zeros_(parameter)
+                else:
+                    init.normal_(parameter, std=self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for its decorator in the file of the class and remembers the answer on the dense parent.
+        return True
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """The implementation to run; where none is asked for, ours."""
+        return super().get_correct_experts_implementation(requested_experts or OUR_IMPLEMENTATION)
+
+
+class MoEBackbone(MoEPreTrainedModel):
+    """The stock backbone with the FFN of each sparse layer replaced."""
+
+    def __init__(self, config: MoEConfig) -> None:
+        super().__init__(config)
+        ffn = config.architecture.ffn
+        layers = self.get_submodule(config.architecture.layers.partition(".")[2])
+        for index in config.sparse_layers:
+            layer = layers.get_submodule(str(index))
+            layer.mlp = SparseMoE(config, ffn, dense=layer.get_submodule("mlp"))
+        self.post_init()
+
+
+class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
+    """A causal language model with token-routed experts in place of dense FFNs.
+
+    `MoEForCausalLM(config)` and `MoEForCausalLM.from_pretrained(path)` give the class of the configuration's
+    family; each of those is a `MoEForCausalLM` and also the stock transformers model of that family.
+    """
+
+    backbone_class: ClassVar[type[MoEBackbone]]
+
+    def __new__(cls, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
+        """The class of the configuration's family where `MoEForCausalLM` itself is called."""
+        return super().__new__(cls._class_for(config))
+
+    def __init__(self, config: MoEConfig) -> None:
+        # Not the stock class's __init__, which would build its dense backbone first.
+        PreTrainedModel.__init__(self, config)
+        setattr(self, self.base_model_prefix, self.backbone_class(config))
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.architecture.lm_head_bias)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
+        """As transformers' `from_pretrained`, for a folder or hub id that holds a mixture.
+
+        Raises:
+            ConfigError: it holds a dense model.
+        """
+        if cls is MoEForCausalLM:
+            config = kwargs.get("config")
+            if not isinstance(config, PreTrainedConfig):
+                where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+                named = {key: kwargs[key] for key in where if key in kwargs}
+                config = MoEConfig.from_pretrained(config or pretrained_model_name_or_path, **named)
+            cls = cls._class_for(config)
+            return cls.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _class_for(cls, config: PreTrainedConfig) -> type["MoEForCausalLM"]:
+        if cls is not MoEForCausalLM:
+            return cls
+        if not isinstance(config, MoEConfig):
+            raise ConfigError(
+                f"a {config.model_type} configuration is a dense model's; "
+                "make a mixture's with MoEConfig.from_dense(config, num_experts=8)"
+            )
+        return next(family for family in cls.__subclasses__() if family.config_class is type(config))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> MoECausalLMOutput:
+        """The arguments of every transformers causal model, and `output_router_logits`.
+
+        In training with `labels`, the load-balancing loss and the router z-loss are added to the loss without being
+        asked for; in evaluation `loss` is the language model's alone.
+        """
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
+        outputs = self.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=output_router_logits or (self.training and labels is not None),
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept])
+
+        aux_loss = z_loss = loss = None
+        penalty = torch.zeros((), device=logits.device)
+        router_logits = outputs.get("router_logits")
+        if router_logits:
+            aux_loss, z_loss = self._router_losses(router_logits, attention_mask, hidden.shape[:2])
+            penalty = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+            if self.training:
+                loss = loss + penalty.to(loss.device) * _share_of_batch(labels, kwargs.get("num_items_in_batch"))
+        return MoECausalLMOutput(
+            loss=loss,
+            aux_loss=aux_loss,
+            z_loss=z_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=router_logits if output_router_logits else None,
+        )
+
+    def _router_losses(
+        self, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None, shape: torch.Size
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean over the layers of the load-balancing loss and of the z-loss, padding left out."""
+        token_weights = None
+        if attention_mask is not None and attention_mask.dim() == 2:
+            # With a cache the mask also covers the tokens before these.
+            token_weights = attention_mask[:, -shape[1] :].reshape(-1)
+        device = router_logits[0].device
+        balance, z = [], []
+        for logits_TE in router_logits:
+            weights_T = None if token_weights is None else token_weights.to(logits_TE.device)
+            balance.append(load_balancing_loss(logits_TE, self.config.num_experts_per_tok, weights_T).to(device))
+            z.append(router_z_loss(logits_TE, weights_T).to(device))
+        return torch.stack(balance).mean(), torch.stack(z).mean()
+
+
+def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
+    """The part of the whole batch's targets in this micro-batch, which is how much its router losses count.
+
+    With gradient accumulation the language-model loss is a sum over micro-batches divided by all targets of the
+    batch. Without the same share, the router losses would be added once for every micro-batch.
+    """
+    if num_items_in_batch is None:
+        return 1.0
+    return (labels[..., 1:] != -100).sum() / num_items_in_batch

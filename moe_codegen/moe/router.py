@@ -1,0 +1,65 @@
+"""The router: which experts take a token, and with which weights.
+
+Dimensions: T tokens, D model, E experts, K experts per token.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+
+
+class Routing(NamedTuple):
+    """What the router decided.
+
+    Attributes:
+        logits_TE: (T, E) fp32, with the noise that was added to them.
+        weights_TK: (T, K) fp32, the weight of each chosen expert's output.
+        ids_TK: (T, K) int64, the chosen experts, the strongest first.
+    """
+
+    logits_TE: torch.Tensor
+    weights_TK: torch.Tensor
+    ids_TK: torch.Tensor
+
+
+class TopKRouter(nn.Module):
+    """Softmax over all experts, the K largest, renormalised to sum to one: Mixtral's order (arXiv 2401.04088, eq. 4).
+
+    `norm_topk_prob=False` keeps the softmax's own values; with K = 1 that is Switch routing (arXiv 2101.03961,
+    eq. 1-2). `router_jitter_noise` multiplies the router's input by U(1 - eps, 1 + eps) in training, as Switch does.
+    `router_type="noisy_top_k"` adds learned Gaussian noise to the logits in training (arXiv 1701.06538, eq. 3-5).
+
+    Logits, softmax and weights are fp32 whatever the model's dtype: experts are chosen by small differences.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.renormalise = config.norm_topk_prob
+        self.jitter = config.router_jitter_noise
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.noise_weight = (
+            nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+            if config.router_type == "noisy_top_k"
+            else None
+        )
+
+    def forward(self, hidden_TD: torch.Tensor) -> Routing:
+        """Route tokens `hidden_TD`: (T, D)."""
+        x_TD = hidden_TD.float()
+        if self.training and self.jitter > 0:
+            x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits_TE = F.linear(x_TD, self.weight.float())
+            if self.training and self.noise_weight is not None:
+                # eq. 4: H(x)_i = (x W_g)_i + N(0, 1) softplus((x W_noise)_i). Keeping the top K before the softmax
+                # (eq. 3, 5) gives the same weights as renormalising after it.
+                deviation_TE = F.softplus(F.linear(x_TD, self.noise_weight.float()))
+                logits_TE = logits_TE + torch.randn_like(logits_TE) * deviation_TE
+        weights_TK, ids_TK = logits_TE.softmax(dim=-1).topk(self.top_k, dim=-1)
+        if self.renormalise:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        return Routing(logits_TE, weights_TK, ids_TK)
