@@ -168,9 +168,9 @@ def down_gradient_kernel(
         False, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     mask = is_row_M[:, None] & (column_N < N)[None, :]
-    acc = tl.where(is_row_M[:, None], acc, 0.0)  # keeps rows that are not the expert's out of the sums
     row_M = row + tl.arange(0, BLOCK_M)
     slot_M = tl.load(order_ptr + row_M, mask=is_row_M, other=0)
+    # A row that is not the expert's has s = 0 and h = 0, and so adds nothing to the sums.
     s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)[:, None]
     G: tl.constexpr = 2 if GATED else 1
     h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M)
