@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from benchmarks.shapes import LayerShape
+from moe_codegen_kernels.gpu import layer
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -109,6 +112,22 @@ def compiling_for(architecture: str) -> Iterator[Recorder]:
     finally:
         JITFunction.run = run
         triton.runtime.driver._active = active
+
+
+def compile_layer(architecture: str, shape: LayerShape, tokens: int, dtype: torch.dtype, trains: bool) -> Recorder:
+    """Every launch of one layer, forward and (if it `trains`) backward."""
+    gpu = gpu_without_device(architecture)
+    hidden_TD = torch.empty(tokens, shape.model, dtype=dtype)
+    ids_TK = torch.empty(tokens, shape.top_k, dtype=torch.int64)
+    weights_TK = torch.empty(tokens, shape.top_k)
+    weights = shape.weights(dtype, "cpu")
+    kind = (shape.activation, shape.gated)
+    needs = [True, True, *(x is not None for x in weights)]
+    with compiling_for(architecture) as recorder:
+        _, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, *kind, trains, trains, gpu)
+        if trains:
+            layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, *weights, *kept, *kind, needs, gpu)
+    return recorder
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,20 @@ def store_rows(desc, row, end, half, column, values):
 
 
 @triton.jit
-def load_rows(desc, start, rows, row, half, column, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Rows start + row and on of an expert that has `rows` rows from `start`; zeros past its end."""
+def load_half(desc, row, end, half, column, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A tile of h_RG, seen as in `store_rows`; zeros from the expert's `end` on."""
+    c0, c1, c2 = to_ragged_indices(row, end - row, 0)
+    return tl.reshape(desc.load([c0, c1, c2, half, column]), [BLOCK_M, BLOCK_N])
+
+
+@triton.jit
+def load_rows(desc, start, rows, row, column, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows start + row and on of an expert that has `rows` rows from `start`; zeros past its end.
+
+    Without the halves' axis: with it, Triton feeds the transposed operand through registers.
+    """
     c0, c1, c2 = to_ragged_indices(start, rows, row)
-    return tl.reshape(desc.load([c0, c1, c2, half, column]), [BLOCK_R, BLOCK_N])
+    return tl.reshape(desc.load([c0, c1, c2, column]), [BLOCK_K, BLOCK_N])
 
 
 @triton.jit
@@ -149,14 +159,14 @@ def down_gradient_kernel(
         s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)[:, None]
         column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
         place = partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N) + column_N
-        h = load_rows(h_desc, row, end - row, 0, 0, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
+        h = load_half(h_desc, row, end, 0, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
         a, slope = activate_with_slope(h, ACTIVATION)
         if GATED:
             d_value = s * acc * a
             store_rows(dh_desc, row, end, 1, n * BLOCK_N, d_value)
             if WRITE_PARTIALS:
                 tl.store(partials_ptr + place + N, tl.sum(d_value, axis=0), mask=column_N < N)
-            value = load_rows(h_desc, row, end - row, 0, 1, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
+            value = load_half(h_desc, row, end, 1, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
             store_rows(a_desc, row, end, 0, n * BLOCK_N, s * a * value)
             acc *= value
         else:
@@ -165,7 +175,7 @@ def down_gradient_kernel(
             dots_ptrs = dots_ptr + n.to(tl.int64) * R + row_M
             tl.store(dots_ptrs, tl.sum(acc * a, axis=1), mask=is_row_M)
         if GATED:  # the gate is read and its slope computed again: kept since above, they would spill
-            h = load_rows(h_desc, row, end - row, 0, 0, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
+            h = load_half(h_desc, row, end, 0, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
             _, slope = activate_with_slope(h, ACTIVATION)
         dh = s * acc * slope
         store_rows(dh_desc, row, end, 0, n * BLOCK_N, dh)
@@ -195,8 +205,8 @@ def ragged_k_kernel(
         n = (inside // group_m) * BLOCK_N
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for row in range(0, rows, BLOCK_K):
-            left = load_rows(left_desc, start, rows, row, 0, m, BLOCK_K, BLOCK_M)
-            right = load_rows(right_desc, start, rows, row, 0, n, BLOCK_K, BLOCK_N)
+            left = load_rows(left_desc, start, rows, row, m, BLOCK_K, BLOCK_M)
+            right = load_rows(right_desc, start, rows, row, n, BLOCK_K, BLOCK_N)
             acc = tl.dot(left.T, right, acc)
         out_desc.store([expert, m, n], acc.to(out_desc.dtype).reshape(1, BLOCK_M, BLOCK_N))
 
@@ -214,13 +224,13 @@ def linear(
     assert order_R is None
     _, columns, inner = matrices_ENK.shape
     out_RN = rows_RK.new_empty(rows_RK.shape[0], columns)
-    programs = _programs(schedule, schedule.most_tiles * triton.cdiv(columns, tile.block_n), tile)
+    tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
     k_innermost = matrices_ENK.stride(2) == 1
-    linear_kernel[(programs,)](
+    linear_kernel[_grid(schedule, tiles, tile)](
         _rows_descriptor(rows_RK, tile), _matrices_descriptor(matrices_ENK, k_innermost, tile), bias_EN,
         _ragged_descriptor(out_RN, 1, tile.block_m, tile.block_n), schedule.entries,
         columns, inner, schedule.experts,
-        HAS_BIAS=bias_EN is not None, K_INNERMOST=k_innermost, **_constants(tile, programs),
+        HAS_BIAS=bias_EN is not None, K_INNERMOST=k_innermost, **_constants(schedule, tile),
     )  # fmt: skip
     return out_RN
 
@@ -244,14 +254,14 @@ def up(
     rows, columns = rows_RD.shape[0], grown // halves
     h_RG = rows_RD.new_empty((rows, grown) if keep else (0,))
     a_RF = rows_RD.new_empty(rows, columns)
-    programs = _programs(schedule, schedule.most_tiles * triton.cdiv(columns, tile.block_n), tile)
-    up_kernel[(programs,)](
+    tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
+    up_kernel[_grid(schedule, tiles, tile)](
         _rows_descriptor(rows_RD, tile), _matrices_descriptor(up, True, tile), bias_EG,
         _ragged_descriptor(h_RG, halves, tile.block_m, tile.block_n) if keep else None,
         _ragged_descriptor(a_RF, 1, tile.block_m, tile.block_n), schedule.entries,
         columns, inner, schedule.experts,
         HAS_BIAS=bias_EG is not None, GATED=gated, KEEP=keep, ACTIVATION=activation,
-        **_constants(tile, programs),
+        **_constants(schedule, tile),
     )  # fmt: skip
     return a_RF, h_RG
 
@@ -274,15 +284,15 @@ def down_gradient(
     halves = 2 if gated else 1
     dh_RG = torch.empty_like(h_RG)
     a_RF = h_RG.new_empty(h_RG.shape[0], columns)
-    programs = _programs(schedule, schedule.most_tiles * triton.cdiv(columns, tile.block_n), tile)
-    down_gradient_kernel[(programs,)](
+    tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
+    down_gradient_kernel[_grid(schedule, tiles, tile)](
         _rows_descriptor(dO_RD, tile), _matrices_descriptor(down.mT, False, tile),
         _ragged_descriptor(h_RG, halves, tile.block_m, tile.block_n), order_R, weights_TK,
         _ragged_descriptor(dh_RG, halves, tile.block_m, tile.block_n),
         _ragged_descriptor(a_RF, 1, tile.block_m, tile.block_n), partials_PG, dots_BR,
         schedule.entries, order_R.numel(), columns, inner, schedule.experts,
         GATED=gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
-        ACTIVATION=activation, **_constants(tile, programs),
+        ACTIVATION=activation, **_constants(schedule, tile),
     )  # fmt: skip
     return dh_RG, a_RF
 
@@ -292,12 +302,11 @@ def ragged_k(left_RM: Tensor, right_RN: Tensor, schedule: Schedule, tile: Tile) 
     m, n = left_RM.shape[1], right_RN.shape[1]
     out_EMN = left_RM.new_empty(schedule.experts, m, n)
     tiles = schedule.experts * triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
-    programs = _programs(schedule, tiles, tile)
-    ragged_k_kernel[(programs,)](
-        _ragged_descriptor(left_RM, 1, tile.block_k, tile.block_m),
-        _ragged_descriptor(right_RN, 1, tile.block_k, tile.block_n),
+    ragged_k_kernel[_grid(schedule, tiles, tile)](
+        create_ragged_descriptor(left_RM, [tile.block_k, tile.block_m]),
+        create_ragged_descriptor(right_RN, [tile.block_k, tile.block_n]),
         TensorDescriptor.from_tensor(out_EMN, [1, tile.block_m, tile.block_n]),
-        schedule.offsets_E, schedule.entries, m, n, schedule.experts, **_constants(tile, programs),
+        schedule.offsets_E, schedule.entries, m, n, schedule.experts, **_constants(schedule, tile),
     )  # fmt: skip
     return out_EMN
 
@@ -313,8 +322,9 @@ def fits(*tensors: Tensor) -> bool:
     )
 
 
-def _programs(schedule: Schedule, tiles: int, tile: Tile) -> int:
-    return max(1, min(schedule.processors * tile.programs, tiles))
+def _grid(schedule: Schedule, tiles: int, tile: Tile) -> tuple[int]:
+    """As many programs as run at once; fewer tiles need fewer, and then each program takes one."""
+    return (min(schedule.processors * tile.programs, tiles),)
 
 
 def _rows_descriptor(rows_RK: Tensor, tile: Tile) -> TensorDescriptor:
@@ -328,18 +338,18 @@ def _matrices_descriptor(matrices_ENK: Tensor, k_innermost: bool, tile: Tile) ->
 
 
 def _ragged_descriptor(rows_RN: Tensor, halves: int, block_rows: int, block_n: int) -> TensorDescriptor:
-    """Rows as (R, halves, F), bounded by an expert's rows: see `load_rows` and `store_rows`."""
+    """Rows as (R, halves, F), bounded by an expert's rows: see `store_rows`."""
     view = rows_RN.view(rows_RN.shape[0], halves, rows_RN.shape[1] // halves)
     return create_ragged_descriptor(view, [block_rows, 1, block_n])
 
 
-def _constants(tile: Tile, programs: int) -> dict[str, Any]:
+def _constants(schedule: Schedule, tile: Tile) -> dict[str, Any]:
     return {
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_K": tile.block_k,
         "GROUP_M": tile.group_m,
-        "PROGRAMS": programs,
+        "PROGRAMS": schedule.processors * tile.programs,
         "FLATTEN": tile.flatten,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
