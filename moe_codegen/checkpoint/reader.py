@@ -73,6 +73,9 @@ class CheckpointReader(Mapping[str, torch.Tensor]):
         """The tensor `name`, a view of the mapped file."""
         return self._handles[self.headers[name].file].get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.headers  # a mapping would read the tensor to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.headers)
 

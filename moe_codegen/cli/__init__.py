@@ -5,9 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from moe_codegen.cli.extract import extract
-from moe_codegen.cli.upcycle import upcycle
-from moe_codegen.cli.verify import verify
+from moe_codegen.cli import demo, extract, generate, inspect, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -19,7 +17,14 @@ app = typer.Typer(
 )
 
 
-for verb in (upcycle, extract, verify):
+for verb in (
+    upcycle.upcycle,
+    extract.extract,
+    verify.verify,
+    inspect.inspect,
+    generate.generate,
+    demo.demo,
+):
     app.command()(verb)
 
 

@@ -16,6 +16,14 @@ def format_bytes(nbytes: float) -> str:
     return f"{nbytes:.2f} TB"
 
 
+def format_count(count: int) -> str:
+    """A number of parameters: 1.12 B, 3.35 M."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
     """A plain table; a column of numbers is aligned right."""
     rows = [list(row) for row in rows]
