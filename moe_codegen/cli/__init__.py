@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from moe_codegen.cli import demo, extract, generate, inspect, upcycle, verify
+from moe_codegen.cli import demo, extract, generate, inspect, tune, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ for verb in (
     inspect.inspect,
     generate.generate,
     demo.demo,
+    tune.tune,
 ):
     app.command()(verb)
 
