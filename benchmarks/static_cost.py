@@ -3,9 +3,7 @@
 import argparse
 
 import torch
-import triton
 
-from benchmarks.ahead_of_time import compile_layer, main_loop
 from benchmarks.registry import Result, case
 from benchmarks.shapes import SHAPES
 
@@ -24,6 +22,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 )
 def run(options: argparse.Namespace) -> Result:
     """Compile a layer of 16384 tokens (training) and one of 8 (decode), and read their loops."""
+    try:
+        import triton
+
+        from benchmarks.ahead_of_time import compile_layer, main_loop
+    except ModuleNotFoundError:
+        return Result([], notes=["needs triton: pip install 'moe-codegen[gpu]'"])
     rows = []
     for architecture in options.architectures:
         for name in options.shapes:
