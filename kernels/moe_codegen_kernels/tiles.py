@@ -129,6 +129,8 @@ def buckets_of(gpu: Gpu, element_bytes: int) -> tuple[Bucket, ...]:
 def choose(gpu: Gpu, element_bytes: int, rows: int, experts: int, tma_fits: bool) -> Bucket:
     """The bucket for `rows` routed rows over `experts`; one fed by pointers unless `tma_fits` the tensors."""
     buckets = buckets_of(gpu, element_bytes)
+    if not buckets:
+        raise ValueError(f"no kernels for {8 * element_bytes}-bit elements on a GPU; use bfloat16, float16 or float32")
     usable = [bucket for bucket in buckets if tma_fits or bucket.path == "pointer"]
     return next((b for b in usable if rows >= b.rows_per_expert * experts), usable[-1])
 

@@ -45,6 +45,11 @@ def test_an_old_gpu_is_told_what_to_do():
         nearest_architecture(75)
 
 
+def test_float64_is_told_what_to_use():
+    with pytest.raises(ValueError, match="64-bit elements on a GPU; use bfloat16"):
+        choose(Gpu("sm_90", 132), 8, 100, 8, tma_fits=False)
+
+
 def test_gemms_of_a_bucket_share_a_schedule():
     record = choose(Gpu("sm_90", 132), 2, 0, 8, tma_fits=False).to_dict()
     assert Bucket.from_dict(record) == choose(Gpu("sm_90", 132), 2, 0, 8, tma_fits=False)

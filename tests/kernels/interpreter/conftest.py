@@ -15,6 +15,13 @@ if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton
 
 
 @pytest.fixture(autouse=True)
+def _bfloat16(monkeypatch):
+    from tests.kernels.interpreter.bfloat16 import repair
+
+    repair(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
 def _poisoned_memory():
     """Uninitialised memory is NaN, or the largest integer: whoever reads it is found out."""
     torch.use_deterministic_algorithms(True)
