@@ -1,4 +1,4 @@
-"""Few tokens (T <= 64), no gradient: the weights of each touched expert cross the memory bus once.
+"""Few tokens (T <= 64, or 16 of float32), no gradient: the weights of each touched expert cross the memory bus once.
 
     a_ETF[e, t] = f(up[e] @ x_t + up_bias[e])                     for every token t, if any token chose e
     y_SETD[s, e, t] = down[e][:, part s] @ a_ETF[e, t, part s]    (S parts of F; part 0 adds down_bias)
@@ -12,17 +12,15 @@ over parts stay float32.
 T tokens (BLOCK_T: power of two >= 16), E experts, K top-k, D model, F expert hidden, S parts.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from moe_codegen_kernels.gpu.epilogues import activate
-from moe_codegen_kernels.tiles import precision_of
+from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu, precision_of
 
-MOST_TOKENS = 64
+MOST_TOKENS = {2: 64, 4: 16}  # by element size: 32-bit products run on the plain cores, and spill beyond
 MOST_ROWS = 1024  # ids each program reads to learn whether its expert is touched
 
 
@@ -136,24 +134,15 @@ def decode_combine_kernel(
     tl.store(out_ptr + token.to(tl.int64) * N + column_N, total_N, mask=column_N < N)
 
 
-@dataclass(frozen=True)
-class DecodeTile:
-    """Weight tile, its pipeline, and into how many parts F is cut to give every processor bytes to fetch."""
-
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    parts: int
+BLOCK_N = 32  # rows of a weight matrix a program reads: few, so that every processor has several programs
+BYTES_K = 256  # of each of those rows in one step
+PARTS = 4  # of F in the second product, whose N = D alone gives too few programs
+STAGES = 4
 
 
-UP = DecodeTile(block_n=32, block_k=128, warps=4, stages=4, parts=1)
-DOWN = DecodeTile(block_n=32, block_k=128, warps=4, stages=4, parts=4)
-
-
-def serves(tokens: int, rows: int) -> bool:
+def serves(tokens: int, rows: int, element_bytes: int) -> bool:
     """Whether this path takes a call without gradients."""
-    return 0 < tokens <= MOST_TOKENS and rows <= MOST_ROWS
+    return 0 < tokens <= MOST_TOKENS.get(element_bytes, 0) and rows <= MOST_ROWS
 
 
 def expert_ffn(
@@ -166,35 +155,42 @@ def expert_ffn(
     down_bias: Tensor | None,
     activation: str,
     gated: bool,
+    gpu: Gpu,
 ) -> Tensor:
     """out_TD, in three launches."""
     (tokens, top_k), (experts, model, hidden) = expert_ids_TK.shape, down.shape
     rows = tokens * top_k
-    by_row = rows < experts
     programs = min(rows, experts)
     shared = {
-        "BY_ROW": by_row,
+        "BY_ROW": rows < experts,
         "PRECISION": precision_of(hidden_TD.dtype),
         "BLOCK_R": triton.next_power_of_2(rows),
         "BLOCK_T": max(16, triton.next_power_of_2(tokens)),
+        "BLOCK_N": BLOCK_N,
+        "BLOCK_K": BYTES_K // hidden_TD.element_size(),
     }
     a_ETF = hidden_TD.new_empty(experts, tokens, hidden)
-    decode_up_kernel[(programs, triton.cdiv(hidden, UP.block_n))](
+    decode_up_kernel[(programs, triton.cdiv(hidden, BLOCK_N))](
         hidden_TD, expert_ids_TK, up, up_bias, a_ETF, tokens, rows, hidden, model, experts,
         hidden_TD.stride(0), up.stride(0), up.stride(1),
-        HAS_BIAS=up_bias is not None, GATED=gated, ACTIVATION=activation, **shared,
-        BLOCK_N=UP.block_n, BLOCK_K=UP.block_k, num_warps=UP.warps, num_stages=UP.stages,
+        HAS_BIAS=up_bias is not None, GATED=gated, ACTIVATION=activation,
+        num_stages=_stages(shared["BLOCK_T"] + (2 if gated else 1) * BLOCK_N, gpu), **shared,
     )  # fmt: skip
-    y_SETD = torch.empty(DOWN.parts, experts, tokens, model, dtype=torch.float32, device=hidden_TD.device)
-    decode_down_kernel[(programs, triton.cdiv(model, DOWN.block_n), DOWN.parts)](
+    y_SETD = torch.empty(PARTS, experts, tokens, model, dtype=torch.float32, device=hidden_TD.device)
+    decode_down_kernel[(programs, triton.cdiv(model, BLOCK_N), PARTS)](
         a_ETF, expert_ids_TK, down, down_bias, y_SETD, tokens, rows, model, hidden, experts,
         down.stride(0), down.stride(1),
-        HAS_BIAS=down_bias is not None, PARTS=DOWN.parts, **shared,
-        BLOCK_N=DOWN.block_n, BLOCK_K=DOWN.block_k, num_warps=DOWN.warps, num_stages=DOWN.stages,
+        HAS_BIAS=down_bias is not None, PARTS=PARTS,
+        num_stages=_stages(shared["BLOCK_T"] + BLOCK_N, gpu), **shared,
     )  # fmt: skip
     out_TD = torch.empty_like(hidden_TD)
     decode_combine_kernel[(tokens, triton.cdiv(model, 256))](
         y_SETD, expert_ids_TK, weights_TK, out_TD, tokens, model, experts,
-        TOP_K=top_k, PARTS=DOWN.parts, BLOCK_N=256,
+        TOP_K=top_k, PARTS=PARTS, BLOCK_N=256,
     )  # fmt: skip
     return out_TD
+
+
+def _stages(rows: int, gpu: Gpu) -> int:
+    """As many loads ahead as fit: Triton keeps one buffer less than it has stages, each of `rows` x BYTES_K."""
+    return min(STAGES, SHARED_MEMORY_LIMIT[gpu.architecture] // (rows * BYTES_K) + 1)

@@ -44,9 +44,9 @@ def expert_ffn(
     )
     up_bias, down_bias = (None if x is None else x.contiguous() for x in (up_bias, down_bias))
     num_rows, top_k = expert_ids_TK.numel(), expert_ids_TK.shape[1]
-    if not trains and decode.serves(hidden_TD.shape[0], num_rows):
+    if not trains and decode.serves(hidden_TD.shape[0], num_rows, hidden_TD.element_size()):
         out_TD = decode.expert_ffn(
-            hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated
+            hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, gpu
         )
         return out_TD, hidden_TD.new_empty(0), *no_plan(expert_ids_TK)
 

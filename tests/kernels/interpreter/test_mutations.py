@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_codegen_kernels.gpu import decode, layer, pointer, rows, tma
-from tests.kernels.interpreter.gpu_path import expert_ffn_on_gpu_path, use_tiles
+from tests.kernels.interpreter.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
 from tests.kernels.problems import check_against_oracle, make_problem, oracle, relative_error
 
 MUTATIONS = [
@@ -75,7 +75,7 @@ def test_decode_mutations(tmp_path, right, wrong):
     problem = make_problem(tokens=3, experts=9, gated=True).to(torch.float16)
     truth_TD = oracle.expert_ffn(*problem.to(torch.float64).arguments(), activation="gelu_tanh", gated=True)
     error = {
-        module: relative_error(module.expert_ffn(*problem.arguments(), "gelu_tanh", True), truth_TD)
+        module: relative_error(module.expert_ffn(*problem.arguments(), "gelu_tanh", True, GPU), truth_TD)
         for module in (decode, _mutated(decode, right, wrong, tmp_path))
     }
     right_error, wrong_error = error.values()
