@@ -31,9 +31,9 @@ from moe_codegen.errors import ConfigError
 from moe_codegen.reporting import format_bytes, format_count, table
 
 STEPS = 450
-PROMPT = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
-BEFORE = "def read_lines(path):\n    with open(path) as file:\n"
-AFTER = "    return lines\n"
+PROMPT = "class Node:\n    def __init__(self, name, parent=None):\n        self.name = name\n"
+BEFORE = "    def __len__(self):\n        return "
+AFTER = "\n\n    def __iter__(self):\n        return iter(self._items)\n"
 OTHER_PROMPTS = ("def main():\n", "import os\n\n", "    if self._name is not None:\n", "#include <", "  const ")
 
 
@@ -63,7 +63,7 @@ def demo(
     documents = gather_sources(seed=seed)
     console.output.print(_languages(documents))
 
-    _heading(2, "A small dense model in SantaCoder's architecture", "your own checkpoint takes its place")
+    _heading(2, "A small dense model in SantaCoder's architecture (otherwise, your checkpoint)")
     settings = {"seed": seed, "steps": steps or STEPS, "minutes": minutes, **_environment(documents)}
     if workspace.holds("dense", settings):
         console.output.print(f"{dense} is there already, trained on the same code with the same settings: kept")
@@ -92,10 +92,10 @@ def demo(
     )
 
     _heading(7, "Completing a function, each token in the colour of its first expert")
-    _run("generate", moe, PROMPT, "--max-new-tokens", 64, "--show-routing")
+    _run("generate", moe, PROMPT, "--temperature", 0.5, "--max-new-tokens", 64, "--show-routing")
 
     _heading(8, "Filling a gap")
-    _run("generate", moe, "--prefix", BEFORE, "--suffix", AFTER, "--max-new-tokens", 32)
+    _run("generate", moe, "--prefix", BEFORE, "--suffix", AFTER, "--stop", "\n", "--max-new-tokens", 32)
 
     console.output.print(f"\n[bold]{time.perf_counter() - start:.0f} s in all; everything is in {out}[/bold]")
     if not verified or agreement.same_completions < agreement.prompts:
@@ -172,10 +172,8 @@ def _environment(documents: Sequence[Document]) -> dict[str, Any]:
     return {"corpus": digest.hexdigest(), "python": platform.python_version(), "torch": torch.__version__}
 
 
-def _heading(number: int, text: str, note: str = "") -> None:
-    console.output.print(
-        f"\n[bold cyan]{number}[/bold cyan]  [bold]{text}[/bold]" + (f"  [dim]{note}[/dim]" if note else "")
-    )
+def _heading(number: int, text: str) -> None:
+    console.output.print(f"\n[bold cyan]{number}[/bold cyan]  [bold]{text}[/bold]")
 
 
 def _run(verb: str, *arguments: object) -> int:
