@@ -190,6 +190,8 @@ def down_gradient_kernel(
         tl.store(a_ptrs, s * a, mask=mask)
     if WRITE_DOTS:
         tl.store(dots_ptr + n.to(tl.int64) * R + row_M, tl.sum(acc * a, axis=1), mask=is_row_M)
+    if GATED:  # the gate is read and its slope computed again: kept since above, they would spill
+        _, slope = activate_with_slope(tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
     dh = s * acc * slope
     tl.store(dh_ptrs, dh, mask=mask)
     if WRITE_PARTIALS:
