@@ -128,7 +128,7 @@ def expert_ffn_op(
 
 
 @expert_ffn_op.register_kernel("cuda")
-def _(
+def expert_ffn_cuda(
     hidden_TD: Tensor,
     expert_ids_TK: Tensor,
     weights_TK: Tensor,
@@ -141,20 +141,22 @@ def _(
     trains: bool,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return gpu_module("layer").expert_ffn(
-        hidden_TD,
-        expert_ids_TK,
-        weights_TK,
-        up,
-        up_bias,
-        down,
-        down_bias,
-        activation,
-        gated,
-        trains,
-        trains and not recompute,
-        gpu_of(hidden_TD.device),
-    )
+    """The op on a GPU."""
+    with torch.cuda.device_of(hidden_TD):
+        return gpu_module("layer").expert_ffn(
+            hidden_TD,
+            expert_ids_TK,
+            weights_TK,
+            up,
+            up_bias,
+            down,
+            down_bias,
+            activation,
+            gated,
+            trains,
+            trains and not recompute,
+            gpu_of(hidden_TD.device),
+        )
 
 
 @expert_ffn_op.register_fake
@@ -214,8 +216,10 @@ def expert_ffn_backward_op(
 
 
 @expert_ffn_backward_op.register_kernel("cuda")
-def _(grad_TD: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return gpu_module("layer").expert_ffn_backward(grad_TD, *arguments, gpu_of(grad_TD.device))
+def expert_ffn_backward_cuda(grad_TD: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The op on a GPU."""
+    with torch.cuda.device_of(grad_TD):
+        return gpu_module("layer").expert_ffn_backward(grad_TD, *arguments, gpu_of(grad_TD.device))
 
 
 @expert_ffn_backward_op.register_fake

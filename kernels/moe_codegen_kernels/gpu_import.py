@@ -1,4 +1,7 @@
-"""The one place that imports the Triton kernels: on the first call with CUDA tensors, not before."""
+"""The one place that imports the Triton kernels: on the first call with CUDA tensors, not before.
+
+Triton launches on the current device, so callers make their tensors' device current first.
+"""
 
 import importlib
 from types import ModuleType

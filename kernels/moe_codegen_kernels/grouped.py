@@ -51,9 +51,11 @@ def grouped_gemm_op(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | Non
 
 
 @grouped_gemm_op.register_kernel("cuda")
-def _(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor) -> Tensor:
-    gpu = gpu_of(rows_RK.device)
-    return gpu_module("parts").grouped_gemm(rows_RK, matrices_ENK, bias_EN, offsets_E, gpu)
+def grouped_gemm_cuda(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor) -> Tensor:
+    """The op on a GPU."""
+    with torch.cuda.device_of(rows_RK):
+        gpu = gpu_of(rows_RK.device)
+        return gpu_module("parts").grouped_gemm(rows_RK, matrices_ENK, bias_EN, offsets_E, gpu)
 
 
 @grouped_gemm_op.register_fake
@@ -89,8 +91,10 @@ def grouped_gemm_ragged_k_op(left_RM: Tensor, right_RN: Tensor, offsets_E: Tenso
 
 
 @grouped_gemm_ragged_k_op.register_kernel("cuda")
-def _(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) -> Tensor:
-    return gpu_module("parts").grouped_gemm_ragged_k(left_RM, right_RN, offsets_E, gpu_of(left_RM.device))
+def grouped_gemm_ragged_k_cuda(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) -> Tensor:
+    """The op on a GPU."""
+    with torch.cuda.device_of(left_RM):
+        return gpu_module("parts").grouped_gemm_ragged_k(left_RM, right_RN, offsets_E, gpu_of(left_RM.device))
 
 
 @grouped_gemm_ragged_k_op.register_fake
@@ -105,9 +109,11 @@ def combine_op(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E
 
 
 @combine_op.register_kernel("cuda")
-def _(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: Tensor) -> Tensor:
+def combine_cuda(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: Tensor) -> Tensor:
+    """The op on a GPU."""
     inverse_TK = inverse_R.view(weights_TK.shape)
-    return gpu_module("rows").combine(rows_RD.contiguous(), weights_TK.contiguous(), inverse_TK, offsets_E)
+    with torch.cuda.device_of(rows_RD):
+        return gpu_module("rows").combine(rows_RD.contiguous(), weights_TK.contiguous(), inverse_TK, offsets_E)
 
 
 @combine_op.register_fake

@@ -60,8 +60,12 @@ def route_op(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, 
 
 
 @route_op.register_kernel("cuda")
-def _(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
-    return gpu_module("routing").route(logits_TE, top_k, renormalise)
+def route_cuda(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """The op on a GPU; float64, which the kernel does not know, in torch's own operations."""
+    if logits_TE.dtype == torch.float64:
+        return cpu.route(logits_TE, top_k, renormalise)
+    with torch.cuda.device_of(logits_TE):
+        return gpu_module("routing").route(logits_TE, top_k, renormalise)
 
 
 @route_op.register_fake
@@ -114,8 +118,10 @@ def routing_plan_op(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Te
 
 
 @routing_plan_op.register_kernel("cuda")
-def _(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    return gpu_module("routing").routing_plan(expert_ids_TK, num_experts)
+def routing_plan_cuda(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The op on a GPU."""
+    with torch.cuda.device_of(expert_ids_TK):
+        return gpu_module("routing").routing_plan(expert_ids_TK, num_experts)
 
 
 @routing_plan_op.register_fake
