@@ -4,6 +4,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from moe_codegen.cli import demo, extract, generate, inspect, tune, upcycle, verify
 from moe_codegen.errors import MoECodegenError
@@ -34,5 +35,5 @@ def main() -> None:
     try:
         app()
     except MoECodegenError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -11,7 +11,7 @@ from moe_codegen.errors import CheckpointError
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
 from moe_codegen.modeling.parameters import ParameterCount, count_parameters, parameter_shapes
-from moe_codegen.upcycle.convert import PROVENANCE_FILE
+from moe_codegen.upcycle.provenance import PROVENANCE_FILE
 
 
 @dataclass(frozen=True)

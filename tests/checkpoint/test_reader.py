@@ -1,99 +1,131 @@
-"""Reading checkpoints: lazily, and with a clear word about what is wrong with one."""
+"""What a reader opens, how little it reads for that, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe_codegen.checkpoint import CheckpointReader, resolve_source
+from moe_codegen.checkpoint import CheckpointReader, read_json
 from moe_codegen.errors import CheckpointError
 
-INDEX = "model.safetensors.index.json"
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
-
-
-@pytest.fixture
-def single(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "phi"}')
-    save_file(TENSORS, tmp_path / "model.safetensors")
-    return tmp_path
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b": torch.ones(4, dtype=torch.bfloat16),
+    "c": torch.zeros(2, 2, dtype=torch.float16),
+}
 
 
 @pytest.fixture
 def sharded(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    for name, tensor in TENSORS.items():
-        save_file({name: tensor}, tmp_path / f"{name}.safetensors")
-    write_index(tmp_path, {name: f"{name}.safetensors" for name in TENSORS})
+    """A checkpoint of two shards: a and b, then c."""
+    (tmp_path / "config.json").write_text('{"model_type": "phi"}')
+    save_file({"a": TENSORS["a"], "b": TENSORS["b"]}, tmp_path / "one.safetensors")
+    save_file({"c": TENSORS["c"]}, tmp_path / "two.safetensors")
+    write_index(tmp_path, {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"})
     return tmp_path
 
 
 def write_index(folder, weight_map):
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.parametrize("layout", ["single", "sharded"])
-def test_every_tensor_reads_as_it_was_written(layout, request):
-    reader = CheckpointReader(request.getfixturevalue(layout))
+def test_it_maps_every_tensor_of_every_shard(sharded):
+    reader = CheckpointReader(sharded)
     assert set(reader) == set(TENSORS)
-    assert len(reader) == 2
     for name, tensor in TENSORS.items():
         assert torch.equal(reader[name], tensor)
-        header = reader.headers[name]
-        assert (header.shape, header.dtype, header.nbytes) == (tuple(tensor.shape), tensor.dtype, tensor.nbytes)
-    assert reader.nbytes == 32
+        assert reader[name].dtype == tensor.dtype == reader.headers[name].dtype
+    assert reader.nbytes == 6 * 4 + 4 * 2 + 4 * 2
+    assert reader.files == ["one.safetensors", "two.safetensors"]
 
 
-def test_stamps_change_when_a_file_does(single):
-    before = CheckpointReader(single).stamps()
-    assert before == CheckpointReader(single).stamps()
-    save_file({**TENSORS, "c": torch.ones(1)}, single / "model.safetensors")
-    assert CheckpointReader(single).stamps() != before
+def test_opening_and_asking_for_names_reads_no_tensor(sharded, monkeypatch):
+    reader = CheckpointReader(sharded)
+    monkeypatch.setattr(CheckpointReader, "__getitem__", lambda self, name: pytest.fail("read a tensor"))
+    CheckpointReader(sharded)
+    assert "a" in reader
+    assert "z" not in reader
+    assert len(reader) == 3
 
 
-def refuses(folder, message):
-    with pytest.raises(CheckpointError, match=message):
-        CheckpointReader(folder)
+def test_a_tensor_is_a_view_of_the_file_and_not_a_copy(sharded):
+    reader = CheckpointReader(sharded)
+    assert reader["a"].untyped_storage().data_ptr() == reader["a"].untyped_storage().data_ptr()
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path):
-    refuses(tmp_path / "nowhere", "is not a folder")
-    refuses(tmp_path, r"config.json is missing")
+def test_a_single_file_goes_before_an_index_as_in_transformers(sharded):
+    save_file({"single": torch.ones(1)}, sharded / "model.safetensors")
+    assert list(CheckpointReader(sharded)) == ["single"]
 
 
-def test_a_config_that_is_no_json_is_refused(single):
-    (single / "config.json").write_text("{")
-    refuses(single, "is not valid JSON")
+def test_links_are_followed_as_in_a_hub_snapshot(sharded, tmp_path_factory):
+    snapshot = tmp_path_factory.mktemp("snapshot")
+    for file in sharded.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    reader = CheckpointReader(snapshot)
+    assert torch.equal(reader["a"], TENSORS["a"])
+    assert reader.stamps() == CheckpointReader(sharded).stamps()
 
 
-def test_a_truncated_shard_is_refused_by_name(sharded):
-    path = sharded / "a.safetensors"
+def test_stamps_change_when_a_file_does(sharded):
+    before = CheckpointReader(sharded).stamps()
+    assert set(before) == {"config.json", "one.safetensors", "two.safetensors"}
+    save_file({"c": TENSORS["c"] + 1}, sharded / "two.safetensors")
+    after = CheckpointReader(sharded).stamps()
+    assert {file for file in before if before[file] != after[file]} == {"two.safetensors"}
+
+
+def truncate(folder):
+    path = folder / "two.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    refuses(sharded, r"a.safetensors is truncated or damaged")
 
 
-def test_a_missing_shard_is_refused_by_name(sharded):
-    (sharded / "b.safetensors").unlink()
-    refuses(sharded, r"lacks b.safetensors \(1 of 2 weight files are missing\)")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"two\.safetensors is truncated or damaged .* fetch it again"),
+        (lambda f: (f / "two.safetensors").write_bytes(b""), r"two\.safetensors is truncated or damaged"),
+        (lambda f: (f / "two.safetensors").unlink(), r"lacks two\.safetensors \(1 of 2 weight files .*fetch the rest"),
+        (lambda f: write_index(f, {"a": "one.safetensors", "d": "two.safetensors"}), "places d in two.safetensors"),
+        (lambda f: write_index(f, {"a": "two.safetensors", "b": "one.safetensors"}), "places a in two.safetensors"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "is not valid JSON"),
+        (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+        (lambda f: (f / "config.json").write_text("{'a': 1}"), r"config\.json is not valid JSON .*fetch it again"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), r"config\.json is not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), r"config\.json holds a JSON list, not an object"),
+        (shutil.rmtree, "is not a folder; give the folder that holds config.json"),
+    ],
+)
+def test_what_is_damaged_or_missing_is_named(damage, message, sharded):
+    damage(sharded)
+    with pytest.raises(CheckpointError, match=message):
+        CheckpointReader(sharded)
 
 
-def test_an_index_that_does_not_fit_its_shards_is_refused(sharded):
-    write_index(sharded, {"a": "b.safetensors", "b": "b.safetensors"})
-    refuses(sharded, "places a in b.safetensors, which does not hold it")
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])
+def test_pickles_are_refused_with_the_way_to_convert_them(name, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"\x80\x02")
+    with pytest.raises(CheckpointError, match=rf"holds {name}, a pickle.*save_pretrained\(DST\)"):
+        CheckpointReader(tmp_path)
 
 
-def test_pickled_weights_are_refused_with_the_way_to_convert_them(single):
-    (single / "model.safetensors").unlink()
-    refuses(single, "no weights to read")
-    (single / "pytorch_model.bin").write_bytes(b"")
-    refuses(single, r"holds pytorch_model.bin, a pickle.*save_pretrained")
+def test_no_weights_at_all_names_the_files_looked_for_and_the_way_out_of_pickles(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*index.json.*save_pretrained\(DST\)"):
+        CheckpointReader(tmp_path)
 
 
-def test_a_source_is_a_folder_or_a_hub_id(single):
-    assert resolve_source(single) == single
-    for source in ("no such model!", "/no/such/folder"):
-        with pytest.raises(CheckpointError, match="neither a folder on this machine nor a hub id"):
-            resolve_source(source)
-    with pytest.raises(CheckpointError, match="the hub did not give it"):
-        resolve_source("nobody/nothing")  # the tests are offline
+def test_a_dtype_that_is_not_supported_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.ones(2, dtype=torch.complex64)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="stores a as C64, which is not supported; save the checkpoint in one"):
+        CheckpointReader(tmp_path)
+
+
+def test_read_json_gives_the_object(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": "é"}', encoding="utf-8")
+    assert read_json(tmp_path / "x.json") == {"a": "é"}
