@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, extract, generate, inspect, upcycle, verify
+from moe_codegen.cli import demo, extract, generate, inspect, tune, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for verb in (
     inspect.inspect,
     generate.generate,
     demo.demo,
+    tune.tune,
 ):
     app.command()(verb)
 

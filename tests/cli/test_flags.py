@@ -24,6 +24,7 @@ FLAGS = {
         "--routing-layer",
         "--json",
     ],
+    "tune": ["--model", "--hidden", "--num-experts", "--top-k", "--gated", "--dtype", "--tokens"],
     "demo": ["--out", "--seed", "--steps", "--minutes"],
 }
 
