@@ -132,7 +132,10 @@ def compile_layer(architecture: str, shape: LayerShape, tokens: int, dtype: torc
 
 @dataclass(frozen=True)
 class Loop:
-    """The main loop of a compiled kernel, and its resources."""
+    """The main loop of a compiled kernel, and its resources.
+
+    Loops are found by HGMMA and HMMA; around sm_100's UTCHMMA, whose extents its text does not hold, none is.
+    """
 
     kernel: str
     tensor_core: str  # the instruction that does the products
