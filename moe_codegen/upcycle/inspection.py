@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_codegen.architectures import DenseCheckpoint
-from moe_codegen.architectures.layout import Shapes
 from moe_codegen.checkpoint import CheckpointReader, read_json
-from moe_codegen.errors import CheckpointError
-from moe_codegen.modeling import MoEConfig
 from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
-from moe_codegen.modeling.parameters import ParameterCount, count_parameters, parameter_shapes
+from moe_codegen.modeling.parameters import ParameterCount, count_parameters
+from moe_codegen.upcycle.mixture import open_mixture
 from moe_codegen.upcycle.provenance import PROVENANCE_FILE
 
 
@@ -99,10 +97,7 @@ def _inspect_dense(dense: DenseCheckpoint) -> Inspection:
 
 
 def _inspect_mixture(folder: Path) -> Inspection:
-    reader = CheckpointReader(folder)
-    config = MoEConfig.from_pretrained(folder)
-    shapes = parameter_shapes(config)
-    _check_fit(reader, shapes)
+    config, reader = open_mixture(folder)
     return Inspection(
         path=folder,
         family=config.architecture.family,
@@ -123,23 +118,11 @@ def _inspect_mixture(folder: Path) -> Inspection:
             router=config.router_type,
             norm_topk_prob=config.norm_topk_prob,
         ),
-        parameters=count_parameters(config, shapes),
+        parameters=count_parameters(config),
         dtypes=_dtypes(reader),
         files=reader.files,
         provenance=_provenance(folder),
     )
-
-
-def _check_fit(reader: CheckpointReader, shapes: Shapes) -> None:
-    """Every parameter of the mixture is stored, in its shape."""
-    for name, shape in shapes.items():
-        header = reader.headers.get(name)
-        if header is None or header.shape != shape:
-            found = "lacks it" if header is None else f"stores it as {header.shape}"
-            raise CheckpointError(
-                f"config.json asks for {name} {shape}; {reader.folder} {found}. "
-                "The weights and the configuration belong to different models, or a copy is incomplete"
-            )
 
 
 def _dtypes(reader: CheckpointReader) -> dict[str, int]:

@@ -63,8 +63,11 @@ def test_a_trained_mixture_without_provenance_is_inspected_all_the_same(tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("model.layers.1.mlp.experts.down_proj"), "lacks it"),
-        (lambda tensors: tensors.update({"lm_head.weight": torch.ones(4, 4)}), "stores it as"),
+        (
+            lambda tensors: tensors.pop("model.layers.1.mlp.experts.down_proj"),
+            "lacks model.layers.1.mlp.experts.down_proj",
+        ),
+        (lambda tensors: tensors.update({"lm_head.weight": torch.ones(4, 4)}), r"holds \(4, 4\) for lm_head.weight"),
     ],
 )
 def test_a_mixture_whose_weights_do_not_fit_is_refused(change, message, tmp_path):
