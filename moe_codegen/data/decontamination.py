@@ -140,7 +140,8 @@ def search_unit(unit: Unit, number: int, folder: Path, patterns: list[Pattern]) 
     """Write the rows of a unit in which no pattern is found."""
     import ahocorasick_rs
 
-    automaton = ahocorasick_rs.BytesAhoCorasick([pattern.text for pattern in patterns])
+    texts = [pattern.text for pattern in patterns]
+    automaton = ahocorasick_rs.BytesAhoCorasick(texts, implementation=ahocorasick_rs.Implementation.ContiguousNFA)
     output = UnitOutput(folder, number, unit.layout.schema)
     problems = Counter[str]()
     for batch in unit.batches():
