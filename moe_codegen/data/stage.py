@@ -8,7 +8,7 @@ files move to `OUT`, then the manifest is written, and only then does `OUT` look
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -37,8 +37,17 @@ class Stage:
         self.num_proc, self.quiet = num_proc, quiet
         self.work = out / WORK
 
-    def map(self, phase: str, function: UnitFunction, *arguments: Any, total: int | None = None) -> list[Record]:
+    def map(
+        self,
+        phase: str,
+        function: UnitFunction,
+        *arguments: Any,
+        over: Sequence[Any] | None = None,
+        total: int | None = None,
+    ) -> list[Record]:
         """`function(unit, number, folder, *arguments)` for every unit not done before; the records in unit order.
+
+        `over` are other things than the source's units to do one at a time, each determined by the source alone.
 
         `function` is of a module's top level; it writes its files under `folder` and counts with
         `progress.advance`. `total` bytes are expected in all; by default those of the source.
@@ -47,7 +56,7 @@ class Stage:
         records = self.work / "records" / phase
         records.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
-        units = list(enumerate(self.source.units))
+        units = list(enumerate(self.source.units if over is None else over))
         left = [(number, unit) for number, unit in units if not _record_path(records, number).exists()]
         jobs = [(function, unit, number, folder, records, arguments) for number, unit in left]
         nbytes = self.source.nbytes if total is None else total
