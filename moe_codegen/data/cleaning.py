@@ -3,12 +3,10 @@
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from moe_codegen.data.filters import CleanSettings, judge
 from moe_codegen.data.histograms import Histograms
+from moe_codegen.data.inspection import license_name
 from moe_codegen.data.progress import advance
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
@@ -49,12 +47,8 @@ def clean_unit(unit: Unit, number: int, folder: Path, settings: CleanSettings, l
         output.drop(verdict.dropped)
         if verdict.measures is not None:
             histograms.add(verdict.measures)
-        licenses.update(_named(verdict.kept.column("licenses").to_pylist()))
+        licenses.update(license_name(names) for names in verdict.kept.column("licenses").to_pylist())
         kept = verdict.kept.num_rows
-        advance(batch.rows.num_rows, int(np.sum(batch.rows.column("content").nbytes)), kept)
+        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, kept)
     return {**output.close(), "histograms": histograms.record(), "licenses": dict(licenses)}
 
-
-def _named(rows: list[list[Any] | None]) -> list[str]:
-    """One name a file: its licences in order, or `unknown`."""
-    return [", ".join(filter(None, licenses)) if licenses else "unknown" for licenses in rows]

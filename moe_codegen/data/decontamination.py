@@ -34,7 +34,9 @@ _TELLING_LINE = 50  # characters from which one line of a prompt gives it away
 class DecontaminateSettings:
     """Which benchmarks are looked for."""
 
-    benchmarks: tuple[str, ...] = setting((), "JSONL files, folders of them, or Hub ids (owner/name or owner/name:config)")
+    benchmarks: tuple[str, ...] = setting(
+        (), "JSONL files, folders of them, or Hub ids (owner/name or owner/name:config)", is_path=True
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import xxhash
 
 from moe_codegen.data.batch import Dropped, split_sound
 from moe_codegen.data.bestfit import best_fit, cut
-from moe_codegen.data.fim import Sentinels, find_sentinels, rearrange
+from moe_codegen.data.fim import Part, Sentinels, find_sentinels, rearrange
 from moe_codegen.data.mixture import mixture_weights, passes, repeated
 from moe_codegen.data.parquet import ShardWriter
 from moe_codegen.data.progress import advance
@@ -37,7 +37,7 @@ PACKED = pa.schema([pa.field("input_ids", pa.list_(pa.int32())), pa.field("lengt
 class PackSettings:
     """How documents become sequences."""
 
-    tokenizer: str = setting("", "folder with tokenizer.json")
+    tokenizer: str = setting("", "folder with tokenizer.json", is_path=True)
     sequence_length: int = setting(2048, "tokens a sequence")
     fim_rate: float = setting(0.5, "share of the documents rearranged for fill-in-the-middle")
     spm_rate: float = setting(0.5, "share of those in the order suffix, prefix, middle")
@@ -95,9 +95,9 @@ def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings)
     with _token_path(folder, number).open("wb") as file:
         for batch in unit.batches():
             sound, _, dropped = split_sound(batch)
-            rows = zip(*(sound.rows.column(name).to_pylist() for name in ("content", "language")), strict=True)
-            for row, (content, language) in enumerate(rows):
-                ids = _encode(content.decode(), encoder, sentinels, settings)
+            contents, spoken = (sound.rows.column(name).to_pylist() for name in ("content", "language"))
+            encoded = _encode([content.decode() for content in contents], encoder, sentinels, settings)
+            for row, (content, language, ids) in enumerate(zip(contents, spoken, encoded, strict=True)):
                 if ids is None:
                     dropped.append(Dropped.of(sound, row, "tokenizer_failed"))
                     continue
@@ -113,17 +113,21 @@ def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings)
     return {**output.close(), "languages": list(names)}
 
 
-def _encode(text: str, encoder: Encoder, sentinels: Sentinels | None, settings: PackSettings) -> list[int] | None:
-    if sentinels is None:
-        ids = encoder.encode(text)
-        return None if ids is None else [*ids, encoder.end]
-    joined: list[int] = []
-    for part in rearrange(text, sentinels, settings.fim_rate, settings.spm_rate, settings.seed):
-        ids = [sentinels.ids[part.text]] if part.is_sentinel else encoder.encode(part.text)
-        if ids is None:
-            return None
-        joined += ids
-    return [*joined, encoder.end]
+def _encode(
+    texts: list[str], encoder: Encoder, sentinels: Sentinels | None, settings: PackSettings
+) -> list[list[int] | None]:
+    """Each document's tokens, rearranged where its turn comes and ended; None where the tokenizer fails."""
+    documents = [
+        rearrange(text, sentinels, settings.fim_rate, settings.spm_rate, settings.seed) if sentinels else [Part(text)]
+        for text in texts
+    ]
+    encoded = iter(encoder.encode([part.text for parts in documents for part in parts if not part.is_sentinel]))
+    joined: list[list[int] | None] = []
+    for parts in documents:
+        ids: list[list[int] | None] = [[sentinels.ids[p.text]] if sentinels and p.is_sentinel else next(encoded) for p in parts]
+        whole = None if None in ids else [*(token for some in ids for token in some or ()), encoder.end]
+        joined.append(whole)
+    return joined
 
 
 def make_plan(tokens: Path, languages: list[list[str]], settings: PackSettings, path: Path) -> Record:

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from moe_codegen.errors import ConfigError
@@ -13,9 +14,9 @@ from moe_codegen.errors import ConfigError
 S = TypeVar("S")
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field of a settings class with the line that `--help` shows."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, *, is_path: bool = False) -> Any:
+    """A field of a settings class with the line that `--help` shows; `is_path` says that it may name files."""
+    return dataclasses.field(default=default, metadata={"help": help, "is_path": is_path})
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ def settings_from(settings_class: type[S], values: Mapping[str, Any], where: str
 
 
 def as_record(settings: Any) -> dict[str, Any]:
-    """The settings as JSON holds them."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(settings).items()
-    }
+    """The settings as JSON holds them; of a path its last part, so that the same run elsewhere has the same record."""
+    record = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.metadata["is_path"]:
+            value = tuple(PurePath(one).name for one in value) if isinstance(value, tuple) else PurePath(value).name
+        record[field.name] = list(value) if isinstance(value, tuple) else value
+    return record
 
 
 def _of_type(hint: Any, value: Any, what: str) -> Any:

@@ -62,7 +62,7 @@ def _split(stage: Stage) -> tuple[Record, list[Record]]:
 def _to_validation(batch: Batch, settings: SplitSettings) -> np.ndarray:
     """Which rows go to validation, by the hash of their repository (or of their content, where they have none)."""
     content = batch.rows.column("content")
-    names = (repo or content[row].as_py() for row, repo in enumerate(batch.rows.column("repo").to_pylist()))
+    names = (repo.encode() if repo else content[row].as_py() for row, repo in enumerate(batch.rows.column("repo").to_pylist()))
     hashes = [xxhash.xxh64_intdigest(name, seed=settings.seed) for name in names]
     return np.array(hashes, np.float64) < settings.validation * 2.0**64
 

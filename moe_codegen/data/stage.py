@@ -179,6 +179,10 @@ def _history(source: str) -> list[Record]:
     """What was done to the source before: its manifests, oldest first, without their lists of shards."""
     manifest = read_manifest(source)
     if manifest is None:
+        above = read_manifest(Path(source).parent) or {}
+        inside = any(shard["name"].startswith(f"{Path(source).name}/") for shard in above.get("shards", ()))
+        manifest = above if inside else None
+    if manifest is None:
         return []
     short = {key: value for key, value in manifest.items() if key not in ("history", "shards", "units")}
     return [*manifest["history"], short]

@@ -27,7 +27,7 @@ _MEASURED_FILES = 200  # a language, for the characters per token
 class TokenizerSettings:
     """Which tokenizer: taken over from `base`, or trained."""
 
-    base: str = setting("", "folder or Hub id of a model whose tokenizer is taken over; empty: train one")
+    base: str = setting("", "folder or Hub id of a model whose tokenizer is taken over; empty: train one", is_path=True)
     vocabulary: int = setting(49152, "tokens of a trained tokenizer, without the special ones")
     sentinels: str = setting("starcoder", "spelling of a trained tokenizer's special tokens: santacoder or starcoder")
     max_bytes: int = setting(100_000_000, "bytes of text to train on, spread evenly over the units of the source")
@@ -118,11 +118,13 @@ def _measure(source: Source, encoder: "Encoder") -> Record:
     for unit in source.units:
         batch = next(unit.batches(), None)
         rows = split_sound(batch)[0].rows.slice(0, _MEASURED_FILES) if batch is not None else None
-        for language, content in zip(*(rows.column(name).to_pylist() for name in ("language", "content")), strict=True) if rows else ():
-            encoded = encoder.encode(content.decode())
-            if encoded is not None:
-                characters[language or "unknown"] += len(content.decode())
-                tokens[language or "unknown"] += len(encoded)
+        if rows is None:
+            continue
+        texts = [content.decode() for content in rows.column("content").to_pylist()]
+        for language, text, ids in zip(rows.column("language").to_pylist(), texts, encoder.encode(texts), strict=True):
+            if ids is not None:
+                characters[language or "unknown"] += len(text)
+                tokens[language or "unknown"] += len(ids)
     return {name: characters[name] / max(tokens[name], 1) for name in sorted(tokens)}
 
 
@@ -135,14 +137,14 @@ class Encoder:
     end: int
     padding: int
 
-    def encode(self, text: str) -> list[int] | None:
-        """The tokens of `text`, a sentinel in it spelled out; None where the tokenizer itself fails."""
+    def encode(self, texts: list[str]) -> list[list[int] | None]:
+        """The tokens of each text, a sentinel in it spelled out; None where the tokenizer itself fails."""
         try:
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            return [encoded.ids for encoded in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         except BaseException as error:
-            if type(error).__name__ == "PanicException":  # from Rust; it is no `Exception`
-                return None
-            raise
+            if type(error).__name__ != "PanicException":  # from Rust; it is no `Exception`
+                raise
+        return [None] if len(texts) == 1 else [ids for text in texts for ids in self.encode([text])]
 
 
 def load_encoder(folder: str | Path) -> Encoder:

@@ -24,6 +24,8 @@ def map_units(
     # A fork server: plain forks would copy threads' locks, and a spawn would import everything for each worker.
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["moe_codegen.data.preparation"])
     counters = context.Array("q", 3)
     if progress is not None:
         progress.counters = counters
