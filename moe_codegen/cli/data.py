@@ -30,7 +30,9 @@ from moe_codegen.data.stage import Record
 from moe_codegen.data.tally import Tally
 from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
 
-app = typer.Typer(name="data", help="Code data: from a dataset or repositories to training batches.", no_args_is_help=True)
+app = typer.Typer(
+    name="data", help="Code data: from a dataset or repositories to training batches.", no_args_is_help=True
+)
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="IN", help="Folder of shards or repositories, a file, or a Hub id.", show_default=False)

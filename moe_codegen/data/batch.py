@@ -42,7 +42,9 @@ class Dropped:
         content = batch.rows.column("content")[row]
         size = content.as_buffer().size if content.is_valid else 0
         where = {"origin": batch.origin, "row": batch.first_row + row}
-        return cls(reason, named["language"], size, {"reason": reason, **(detail or {}), **named, "size": size, **where})
+        return cls(
+            reason, named["language"], size, {"reason": reason, **(detail or {}), **named, "size": size, **where}
+        )
 
 
 def split_sound(batch: Batch) -> tuple[Batch, np.ndarray, list[Dropped]]:
@@ -52,10 +54,9 @@ def split_sound(batch: Batch) -> tuple[Batch, np.ndarray, list[Dropped]]:
     """
     content = batch.rows.column("content")
     faults = dict(batch.faults)
-    for row in np.flatnonzero(content.is_null().to_numpy(zero_copy_only=False)):
-        faults.setdefault(int(row), "null_content")
-    for row in np.flatnonzero(pc.equal(pc.binary_length(content), 0).fill_null(False).to_numpy(zero_copy_only=False)):
-        faults.setdefault(int(row), "empty")
+    for mask, fault in ((content.is_null(), "null_content"), (pc.equal(pc.binary_length(content), 0), "empty")):
+        for row in np.flatnonzero(mask.fill_null(False).to_numpy(zero_copy_only=False)).tolist():
+            faults.setdefault(row, fault)
     try:
         content.cast(pa.string())
     except pa.ArrowInvalid:

@@ -1,7 +1,7 @@
 """Packed sequences as a model's input, with documents that do not see one another.
 
-The mask is in the position ids: they restart at each document, and transformers' attention masks tell documents apart by
-that, as long as there is no attention mask and no cache (`use_cache=False`: with a cache documents leak silently).
+The mask is in the position ids: they restart at each document, and transformers' attention masks tell documents apart
+by that, as long as there is no attention mask and no cache (`use_cache=False`: with a cache documents leak silently).
 """
 
 from collections.abc import Sequence

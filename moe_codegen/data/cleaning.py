@@ -23,10 +23,11 @@ def clean(
     settings = settings or CleanSettings()
     if settings.permissive_only and not source.has_licenses:
         warnings.warn(f"{source.name} has no column of licences: the licence filter is off", stacklevel=2)
-    return run_stage("clean", source, out, settings, _clean, num_proc=num_proc, quiet=quiet)
+    return run_stage("clean", source, out, settings, clean_body, num_proc=num_proc, quiet=quiet)
 
 
-def _clean(stage: Stage) -> tuple[Record, list[Record]]:
+def clean_body(stage: Stage) -> tuple[Record, list[Record]]:
+    """The one pass of `clean`."""
     records = stage.map(OUTPUT, clean_unit, stage.settings, stage.source.has_licenses)
     histograms, licenses = Histograms(), Counter[str]()
     for record in records:
@@ -51,4 +52,3 @@ def clean_unit(unit: Unit, number: int, folder: Path, settings: CleanSettings, l
         kept = verdict.kept.num_rows
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, kept)
     return {**output.close(), "histograms": histograms.record(), "licenses": dict(licenses)}
-

@@ -25,7 +25,9 @@ def conform(source: pa.RecordBatch, layout: Layout, origin: str) -> pa.RecordBat
     arrays: list[pa.Array] = []
     for field in layout.schema:
         names = layout.sources(field.name) if field.name not in layout.carried else (field.name,)
-        found = [(name, columns[name]) for name in names if name in columns and not pa.types.is_null(columns[name].type)]
+        found = [
+            (name, columns[name]) for name in names if name in columns and not pa.types.is_null(columns[name].type)
+        ]
         if field.name == "content":
             if not any(name in columns for name in names):
                 raise ColumnError(

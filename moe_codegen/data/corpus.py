@@ -43,7 +43,7 @@ class CorpusSettings:
 
 
 def read_packages(path: str | Path) -> dict[str, list[str]]:
-    """The packages in a TOML file by kind: `pypi = ["django==5.2"]`, `npm = [...]`, `debian = [...]`, `folders = [...]`.
+    """Packages by kind, from TOML: `pypi = ["django==5.2"]`, `npm = [...]`, `debian = [...]`, `folders = [...]`.
 
     `folders` are checkouts that are there already. Raises `ConfigError` for an unknown kind or an unreadable file.
     """

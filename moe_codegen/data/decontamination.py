@@ -64,7 +64,11 @@ def _decontaminate(stage: Stage) -> tuple[Record, list[Record]]:
     found = Counter[str]()
     for record in records:
         found.update(record["problems"])
-    summary = {"tally": merged(records).record(), "patterns": len(patterns), "problems_found": dict(sorted(found.items()))}
+    summary = {
+        "tally": merged(records).record(),
+        "patterns": len(patterns),
+        "problems_found": dict(sorted(found.items())),
+    }
     return summary, records
 
 
@@ -123,12 +127,11 @@ def _read(benchmark: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     else:
         raise SourceError(f"benchmark {benchmark} does not exist")
     for file in files:
-        opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-        with opened as lines:
-            try:
-                yield file.name, [json.loads(line) for line in lines if line.strip()]
-            except ValueError as error:
-                raise SourceError(f"benchmark {file} is not JSON Lines: {error}") from error
+        text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        try:
+            yield file.name, [json.loads(line) for line in text.split(b"\n") if line.strip()]
+        except ValueError as error:
+            raise SourceError(f"benchmark {file} is not JSON Lines: {error}") from error
 
 
 def _read_hub(benchmark: str) -> list[dict[str, Any]]:

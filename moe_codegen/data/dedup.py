@@ -1,7 +1,7 @@
 """`dedup`: one file of each content, and one of each cluster of near-duplicates.
 
-Three passes: `sign_unit` hashes every file (parallel), `find_duplicates` decides (one process, some seventy bytes a file),
-`drop_unit` writes what is left (parallel). Candidates come from MinHash bands and are verified by the exact Jaccard
+Three passes: `sign_unit` hashes every file (parallel), `find_duplicates` decides (one process, some seventy bytes a
+file), `drop_unit` writes what is left (parallel). Candidates come from MinHash bands and are verified by the exact Jaccard
 similarity of their shingles. A cluster keeps its best file; another of its files is dropped if it is a near-duplicate
 of a kept one, so that no two kept files of a cluster are near-duplicates, and none is dropped for a distant one.
 """
@@ -44,10 +44,11 @@ def dedup(
 
     Of the files that are alike the one with most stars is kept, then the longest, then the first by content hash.
     """
-    return run_stage("dedup", source, out, settings or DedupSettings(), _dedup, num_proc=num_proc, quiet=quiet)
+    return run_stage("dedup", source, out, settings or DedupSettings(), dedup_body, num_proc=num_proc, quiet=quiet)
 
 
-def _dedup(stage: Stage) -> tuple[Record, list[Record]]:
+def dedup_body(stage: Stage) -> tuple[Record, list[Record]]:
+    """The three passes of `dedup`."""
     stage.map("signatures", sign_unit, stage.settings)
     signatures, verdicts = stage.work / "signatures", stage.work / "verdicts"
     names = [unit.name for unit in stage.source.units]
@@ -117,7 +118,9 @@ def find_duplicates(signatures: Path, verdicts: Path, names: list[str], settings
         clusters = _Clusters(len(rank))
         eligible = np.flatnonzero((duplicate_of < 0) & (everything.shingles > 0))
         for band in range(settings.bands):
-            _join_band(Signatures.band(signatures, len(names), band), eligible, rank, clusters, store, settings.similarity)
+            _join_band(
+                Signatures.band(signatures, len(names), band), eligible, rank, clusters, store, settings.similarity
+            )
         _settle(clusters, rank, store, settings.similarity, duplicate_of, similarity)
     representative = np.where(duplicate_of < 0, np.arange(len(rank)), duplicate_of)
     while (representative != representative[representative]).any():  # an equal file of one that was dropped in turn
@@ -172,7 +175,7 @@ def _join_band(
     store: ShingleStore,
     threshold: float,
 ) -> None:
-    """Compare every file with the best one of its bucket: linear in the size of a bucket, and other bands see the rest."""
+    """Compare every file with the best one of its bucket: linear in its size, and other bands see the rest."""
     order = eligible[np.lexsort((rank[eligible], keys[eligible]))]
     begins = np.ones(len(order), bool)
     begins[1:] = keys[order[1:]] != keys[order[:-1]]
@@ -229,7 +232,8 @@ def drop_unit(unit: Unit, number: int, folder: Path, verdicts: Path) -> Record:
     """Write the rows of a unit that `find_duplicates` did not drop."""
     with np.load(verdicts / f"{number:05d}.npz") as verdict:
         doomed = {
-            int(row): {"duplicate_of": f"{unit_name} row {of_row}"} | ({} if np.isnan(near) else {"similarity": float(near)})
+            int(row): {"duplicate_of": f"{unit_name} row {of_row}"}
+            | ({} if np.isnan(near) else {"similarity": float(near)})
             for row, near, unit_name, of_row in zip(
                 verdict["rows"], verdict["similarity"], verdict["of_unit"], verdict["of_row"], strict=True
             )

@@ -105,7 +105,9 @@ def _draw_samples(stage: Record, path: Path) -> None:
     means = [account["mean"] for account in samples.values()]
     widths = [account["half_width"] or 0 for account in samples.values()]
     axis.errorbar(means, list(samples), xerr=widths, fmt="o", capsize=4, label="sample")
-    axis.plot([account["population_mean"] for account in samples.values()], list(samples), "k|", ms=14, label="all files")
+    axis.plot(
+        [account["population_mean"] for account in samples.values()], list(samples), "k|", ms=14, label="all files"
+    )
     axis.set_xlabel("mean bytes a file")
     axis.legend()
     _save(figure, path)

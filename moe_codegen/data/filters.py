@@ -108,11 +108,11 @@ def _unfit(sound: Batch, settings: CleanSettings, licensed: bool) -> dict[int, s
                 reasons.setdefault(row, "license_unknown")
             elif not any(is_permissive(name, also) for name in licenses if name):
                 reasons.setdefault(row, "license_not_permissive")
-    for row in np.flatnonzero(np.diff(offsets) > settings.max_size):
-        reasons.setdefault(int(row), "too_large")
+    for row in np.flatnonzero(np.diff(offsets) > settings.max_size).tolist():
+        reasons.setdefault(row, "too_large")
     if b"\0" in data_N.tobytes():
-        for row in np.searchsorted(offsets, np.flatnonzero(data_N == 0), side="right") - 1:
-            reasons.setdefault(int(row), "nul")
+        for row in np.unique(np.searchsorted(offsets, np.flatnonzero(data_N == 0), side="right") - 1).tolist():
+            reasons.setdefault(row, "nul")
     return reasons
 
 
@@ -124,7 +124,11 @@ def _spoken(rows: pa.RecordBatch, settings: CleanSettings) -> dict[int, str]:
     paths = rows.column("path").to_pylist()
     for place, start in enumerate(offsets[:-1].tolist()):
         head = text[start : min(start + _HEAD_BYTES, int(offsets[place + 1]))].lower()
-        if settings.drop_generated and (b"generat" in head or b"do not" in head) and _GENERATED.search(_five_lines(head)):
+        if (
+            settings.drop_generated
+            and (b"generat" in head or b"do not" in head)
+            and _GENERATED.search(_five_lines(head))
+        ):
             reasons[place] = "generated"
         elif settings.drop_configuration and (
             (b"config" in head and _CONFIGURATION_TEXT.search(_five_lines(head)))

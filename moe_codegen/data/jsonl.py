@@ -51,7 +51,9 @@ class JsonlUnit:
             try:
                 columns[name] = pa.array(values)
             except (pa.ArrowException, OverflowError) as error:
-                raise ColumnError(f"column `{name}` holds values of more than one type in {self.name}: {error}") from error
+                raise ColumnError(
+                    f"column `{name}` holds values of more than one type in {self.name}: {error}"
+                ) from error
         for name in self.layout.sources("content"):
             columns.setdefault(name, pa.nulls(len(rows)))
         return Batch(conform(pa.RecordBatch.from_pydict(columns), self.layout, self.name), self.name, first, faults)

@@ -18,25 +18,27 @@ class Language:
     block_comments: tuple[tuple[bytes, bytes], ...] = ()
 
 
-_C = {"line_comments": (b"//",), "block_comments": (C_BLOCK,)}
+def _like_c(name: str, *extensions: str) -> Language:
+    return Language(name, extensions, (), (b"//",), (C_BLOCK,))
+
 
 LANGUAGES = {
     language.name: language
     for language in (
         Language("assembly", (".asm", ".s", ".nasm"), (), (b";", b"#"), (C_BLOCK,)),
         Language("batchfile", (".bat", ".cmd"), (), (b"::", b"REM ", b"rem ")),
-        Language("c", (".c", ".h"), **_C),
-        Language("c-sharp", (".cs", ".csx"), **_C),
+        _like_c("c", ".c", ".h"),
+        _like_c("c-sharp", ".cs", ".csx"),
         Language("cmake", (".cmake",), ("cmakelists.txt",), (b"#",)),
-        Language("cpp", (".cpp", ".cc", ".cxx", ".c++", ".hpp", ".hh", ".hxx", ".ipp", ".inl"), **_C),
+        _like_c("cpp", ".cpp", ".cc", ".cxx", ".c++", ".hpp", ".hh", ".hxx", ".ipp", ".inl"),
         Language("css", (".css",), (), (), (C_BLOCK,)),
         Language("dockerfile", (".dockerfile",), ("dockerfile", "containerfile"), (b"#",)),
         Language("fortran", (".f", ".f90", ".f95", ".f03", ".for"), (), (b"!",)),
-        Language("go", (".go",), **_C),
+        _like_c("go", ".go"),
         Language("haskell", (".hs", ".lhs"), (), (b"--",), ((b"{-", b"-}"),)),
         Language("html", (".html", ".htm", ".xhtml"), (), (), ((b"<!--", b"-->"),)),
-        Language("java", (".java",), **_C),
-        Language("javascript", (".js", ".mjs", ".cjs", ".jsx"), **_C),
+        _like_c("java", ".java"),
+        _like_c("javascript", ".js", ".mjs", ".cjs", ".jsx"),
         Language("julia", (".jl",), (), (b"#",), ((b"#=", b"=#"),)),
         Language("lua", (".lua",), (), (b"--",), ((b"--[[", b"]]"),)),
         Language("makefile", (".mk", ".mak"), ("makefile", "gnumakefile"), (b"#",)),
@@ -46,12 +48,12 @@ LANGUAGES = {
         Language("powershell", (".ps1", ".psm1", ".psd1"), (), (b"#",), ((b"<#", b"#>"),)),
         Language("python", (".py", ".pyi", ".pyw"), (), (b"#",), ((b'"""', b'"""'), (b"'''", b"'''"))),
         Language("ruby", (".rb", ".rake", ".gemspec"), ("rakefile", "gemfile"), (b"#",), ((b"=begin", b"=end"),)),
-        Language("rust", (".rs",), **_C),
-        Language("scala", (".scala", ".sc"), **_C),
+        _like_c("rust", ".rs"),
+        _like_c("scala", ".scala", ".sc"),
         Language("shell", (".sh", ".bash", ".zsh"), (), (b"#",)),
         Language("sql", (".sql",), (), (b"--",), (C_BLOCK,)),
         Language("tex", (".tex", ".sty", ".cls"), (), (b"%",)),
-        Language("typescript", (".ts", ".tsx", ".mts", ".cts"), **_C),
+        _like_c("typescript", ".ts", ".tsx", ".mts", ".cts"),
         Language("visual-basic", (".vb", ".bas", ".vbs"), (), (b"'",)),
     )
 }
@@ -62,7 +64,7 @@ _OTHER_SPELLINGS = {"c++": "cpp", "c#": "c-sharp", "js": "javascript", "py": "py
 
 @cache
 def canonical_language(name: str) -> str:
-    """The spelling used here for a language as some dataset spells it: `C++` is `cpp`, `Visual Basic` `visual-basic`."""
+    """The spelling used here for a language as a dataset spells it: `C++` is `cpp`, `Visual Basic` `visual-basic`."""
     spelled = name.strip().lower().replace(" ", "-").replace("_", "-")
     return _OTHER_SPELLINGS.get(spelled, spelled)
 

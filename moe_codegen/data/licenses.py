@@ -6,20 +6,19 @@ by SPDX id; public-domain dedications are counted in. MPL, EPL and LGPL are not 
 
 import re
 
-PERMISSIVE = frozenset(
-    """
-    0BSD AFL-2.0 AFL-2.1 AFL-3.0 Apache-1.0 Apache-1.1 Apache-2.0 Artistic-2.0 BlueOak-1.0.0 Boehm-GC BSD-1-Clause
-    BSD-2-Clause BSD-2-Clause-FreeBSD BSD-2-Clause-Patent BSD-2-Clause-Views BSD-3-Clause BSD-3-Clause-Attribution
-    BSD-3-Clause-Clear BSD-3-Clause-LBNL BSD-3-Clause-Modification BSD-3-Clause-Open-MPI BSD-4-Clause BSD-4-Clause-UC
-    BSD-Source-Code BSL-1.0 bzip2-1.0.5 bzip2-1.0.6 CC0-1.0 CNRI-Python CNRI-Python-GPL-Compatible curl DOC ECL-1.0
-    ECL-2.0 EFL-2.0 Fair FSFAP FTL HPND HPND-sell-variant ICU Info-ZIP Intel ISC JasPer-2.0 JSON libpng libpng-2.0
-    libtiff Linux-OpenIB MIT MIT-0 MIT-advertising MIT-CMU MIT-enna MIT-feh MIT-Modern-Variant MITNFA MTLL MulanPSL-1.0
-    MulanPSL-2.0 NCSA Net-SNMP NetCDF NIST-PD NTP OLDAP-2.7 OLDAP-2.8 OpenSSL PHP-3.0 PHP-3.01 PostgreSQL PSF-2.0
-    Python-2.0 Python-2.0.1 Ruby Spencer-86 Spencer-94 Spencer-99 SSH-OpenSSH SSH-short TCL TCP-wrappers TU-Berlin-1.0
-    TU-Berlin-2.0 Unicode-DFS-2015 Unicode-DFS-2016 Unlicense UPL-1.0 W3C W3C-19980720 W3C-20150513 WTFPL X11 Xnet
-    Zed Zlib zlib-acknowledgement ZPL-2.0 ZPL-2.1
-    """.split()
-)
+_PERMISSIVE_IDS = """
+0BSD AFL-2.0 AFL-2.1 AFL-3.0 Apache-1.0 Apache-1.1 Apache-2.0 Artistic-2.0 BlueOak-1.0.0 Boehm-GC BSD-1-Clause
+BSD-2-Clause BSD-2-Clause-FreeBSD BSD-2-Clause-Patent BSD-2-Clause-Views BSD-3-Clause BSD-3-Clause-Attribution
+BSD-3-Clause-Clear BSD-3-Clause-LBNL BSD-3-Clause-Modification BSD-3-Clause-Open-MPI BSD-4-Clause
+BSD-4-Clause-UC BSD-Source-Code BSL-1.0 bzip2-1.0.5 bzip2-1.0.6 CC0-1.0 CNRI-Python CNRI-Python-GPL-Compatible
+curl DOC ECL-1.0 ECL-2.0 EFL-2.0 Fair FSFAP FTL HPND HPND-sell-variant ICU Info-ZIP Intel ISC JasPer-2.0 JSON
+libpng libpng-2.0 libtiff Linux-OpenIB MIT MIT-0 MIT-advertising MIT-CMU MIT-enna MIT-feh MIT-Modern-Variant
+MITNFA MTLL MulanPSL-1.0 MulanPSL-2.0 NCSA Net-SNMP NetCDF NIST-PD NTP OLDAP-2.7 OLDAP-2.8 OpenSSL PHP-3.0
+PHP-3.01 PostgreSQL PSF-2.0 Python-2.0 Python-2.0.1 Ruby Spencer-86 Spencer-94 Spencer-99 SSH-OpenSSH SSH-short
+TCL TCP-wrappers TU-Berlin-1.0 TU-Berlin-2.0 Unicode-DFS-2015 Unicode-DFS-2016 Unlicense UPL-1.0 W3C
+W3C-19980720 W3C-20150513 WTFPL X11 Xnet Zed Zlib zlib-acknowledgement ZPL-2.0 ZPL-2.1
+"""
+PERMISSIVE = frozenset(_PERMISSIVE_IDS.split())
 _BY_LOWER_CASE = {name.lower(): name for name in PERMISSIVE}
 
 _SPDX_TAG = re.compile(r"SPDX-License-Identifier:\s*([^\n*/]+)")

@@ -6,6 +6,7 @@ Suffixes: N bytes of the batch, F files, L lines.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -101,7 +102,7 @@ def _ascii_alnum(data_N: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     alnum_N = ((data_N | 0x20) - np.uint8(ord("a"))) < 26
     alnum_N |= (data_N - np.uint8(ord("0"))) < 10
     bounds = offsets.tolist()
-    return np.array([np.count_nonzero(alnum_N[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)], np.int64)
+    return np.array([np.count_nonzero(alnum_N[a:b]) for a, b in pairwise(bounds)], np.int64)
 
 
 def _other_alnum(data_N: np.ndarray, above: np.ndarray, offsets: np.ndarray) -> np.ndarray:

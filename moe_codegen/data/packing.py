@@ -5,7 +5,6 @@ makes position ids and labels of them. Three passes: every document to tokens (p
 process, some forty bytes a document), the sequences themselves (parallel).
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from moe_codegen.data.arrays import save_arrays
 from moe_codegen.data.batch import Dropped, split_sound
 from moe_codegen.data.bestfit import best_fit, cut
 from moe_codegen.data.fim import Part, Sentinels, find_sentinels, rearrange
@@ -47,12 +47,10 @@ class PackSettings:
     seed: int = setting(0, "order, fill-in-the-middle and choice of documents")
 
 
-def pack(
-    source: Source, out: str | Path, settings: PackSettings, *, num_proc: int = 1, quiet: bool = True
-) -> Record:
+def pack(source: Source, out: str | Path, settings: PackSettings, *, num_proc: int = 1, quiet: bool = True) -> Record:
     """Write packed sequences of `source` to `out`; the manifest says how much is padding and what the mixture is.
 
-    Raises `TokenizerError` for a tokenizer that is missing or lacks sentinels, `ConfigError` for settings that cannot hold.
+    Raises `TokenizerError` for a tokenizer that is missing or lacks sentinels, `ConfigError` for impossible settings.
     """
     if settings.sequence_length < 2:
         raise ConfigError(f"sequence_length={settings.sequence_length} should be at least 2 tokens")
@@ -84,7 +82,7 @@ def _pack(stage: Stage) -> tuple[Record, list[Record]]:
 
 
 def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings) -> Record:
-    """Every document of a unit as tokens ending in end-of-text: one file of numbers, and length and language of each."""
+    """Every document of a unit as tokens ending in end-of-text: a file of numbers, and length and language of each."""
     encoder = load_encoder(settings.tokenizer)
     sentinels = find_sentinels(encoder.vocabulary) if settings.fim_rate else None
     lengths: list[int] = []
@@ -108,8 +106,12 @@ def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings)
                 output.tally.add("kept", language, 1, len(content))
             output.drop(dropped)
             advance(batch.rows.num_rows, batch.rows.column("content").nbytes, batch.rows.num_rows - len(dropped))
-    arrays = {"lengths": np.array(lengths, np.int64), "languages": np.array(languages, np.int64)}
-    np.savez(folder / f"{number:05d}.npz", order=np.array(order, np.uint64), **arrays)
+    np.savez(
+        folder / f"{number:05d}.npz",
+        lengths=np.array(lengths, np.int64),
+        languages=np.array(languages, np.int64),
+        order=np.array(order, np.uint64),
+    )
     return {**output.close(), "languages": list(names)}
 
 
@@ -124,7 +126,9 @@ def _encode(
     encoded = iter(encoder.encode([part.text for parts in documents for part in parts if not part.is_sentinel]))
     joined: list[list[int] | None] = []
     for parts in documents:
-        ids: list[list[int] | None] = [[sentinels.ids[p.text]] if sentinels and p.is_sentinel else next(encoded) for p in parts]
+        ids: list[list[int] | None] = [
+            [sentinels.ids[p.text]] if sentinels and p.is_sentinel else next(encoded) for p in parts
+        ]
         whole = None if None in ids else [*(token for some in ids for token in some or ()), encoder.end]
         joined.append(whole)
     return joined
@@ -155,7 +159,7 @@ def make_plan(tokens: Path, languages: list[list[str]], settings: PackSettings, 
     generator = np.random.Generator(np.random.PCG64(settings.seed))
     taken = generator.permutation(np.concatenate(chosen))
     pieces = _place(documents, taken, settings.sequence_length, generator)
-    np.savez(path, **pieces)
+    save_arrays(path, pieces)
     sequences = len(pieces["ends"])
     used = int(pieces["length"].sum())
     mixture = np.bincount(documents["language"][taken], weights=documents["length"][taken], minlength=len(names))
@@ -183,7 +187,7 @@ def _weights(given: tuple[str, ...]) -> dict[str, float]:
 def _place(
     documents: dict[str, np.ndarray], taken: np.ndarray, capacity: int, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """The pieces in the order of their sequences, the sequences shuffled; `ends` is where each sequence's pieces end."""
+    """The pieces in the order of their sequences, which are shuffled; `ends` is where each sequence's pieces end."""
     parts: dict[str, list[np.ndarray]] = {key: [] for key in ("unit", "start", "length", "sequence")}
     made = 0
     for first in range(0, len(taken), WINDOW):
@@ -202,9 +206,7 @@ def _place(
     return {**{key: some[order] for key, some in pieces.items()}, "ends": ends}
 
 
-def write_sequences(
-    part: int, number: int, folder: Path, tokens: Path, plan: Path, settings: PackSettings
-) -> Record:
+def write_sequences(part: int, number: int, folder: Path, tokens: Path, plan: Path, settings: PackSettings) -> Record:
     """Write one shard of sequences from the tokens of the units."""
     padding = load_encoder(settings.tokenizer).padding
     with np.load(plan) as arrays:

@@ -67,7 +67,7 @@ def read_plan(path: str | Path) -> Plan:
     if "path" not in source:
         raise ConfigError(f"{path} does not say what to read; add [source] with path = ...")
     where = _beside(path, str(source.pop("path")))
-    steps = {
+    steps: dict[str, Any] = {
         name: settings_from(step.settings, tables[name], f"[{name}] of {path}")
         for name, step in STEPS.items()
         if name in tables

@@ -57,7 +57,9 @@ class Progress:
         self._thread.join()
         self._show()
         if kind is None:
-            self._bar.update(self._task, total=self._bar.tasks[0].completed or 1, completed=self._bar.tasks[0].completed or 1)
+            self._bar.update(
+                self._task, total=self._bar.tasks[0].completed or 1, completed=self._bar.tasks[0].completed or 1
+            )
         self._bar.stop()
 
     def _refresh(self) -> None:

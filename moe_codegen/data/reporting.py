@@ -1,4 +1,4 @@
-"""`report`: what every verb did to the data, from the manifests: JSON for programs, Markdown and pictures for people."""
+"""`report`: what every verb did to the data, from its manifests, as JSON, Markdown and pictures."""
 
 import json
 import tempfile

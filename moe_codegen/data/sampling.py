@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from moe_codegen.data.arrays import save_arrays
 from moe_codegen.data.batch import Dropped, split_sound
 from moe_codegen.data.progress import advance
 from moe_codegen.data.settings import setting
@@ -77,16 +78,17 @@ def survey_unit(unit: Unit, number: int, folder: Path, settings: SampleSettings)
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, sound.rows.num_rows)
     unsigned = {"repo", "order"}
     arrays = {name: np.array(some, np.uint64 if name in unsigned else np.int64) for name, some in columns.items()}
-    np.savez(folder / f"{number:05d}.npz", **arrays)
+    save_arrays(folder / f"{number:05d}.npz", arrays)
     return {"languages": list(names)}
 
 
 def draw(survey: Path, languages: list[list[str]], settings: SampleSettings) -> tuple[list[np.ndarray], Record]:
     """The rows to take of each unit, sorted, and for each language how many and why."""
-    spelled = sorted({name for names in languages for name in names} & set(settings.languages or sum(languages, [])))
+    present = {name for names in languages for name in names}
+    spelled = sorted(present & set(settings.languages) if settings.languages else present)
     missing = sorted(set(settings.languages) - set(spelled))
     if missing:
-        raise ConfigError(f"no file in {', '.join(missing)}; found {', '.join(sorted(set(sum(languages, []))))}")
+        raise ConfigError(f"no file in {', '.join(missing)}; found {', '.join(sorted(present))}")
     tables = []
     for number, names in enumerate(languages):
         with np.load(survey / f"{number:05d}.npz") as arrays:

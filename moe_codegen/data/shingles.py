@@ -5,6 +5,7 @@ all, has no part in it. Suffixes: N bytes of the batch, W words, G shingles.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -42,17 +43,21 @@ def shingles(column: pa.Array) -> Shingles:
     _, offsets = text_buffer(column)
     blocks = np.searchsorted(offsets, np.arange(0, max(int(offsets[-1]), 1), _BLOCK_BYTES), side="right") - 1
     bounds = [*np.unique(blocks).tolist(), len(column)]
-    parts = [_block(*text_buffer(column.slice(a, b - a))) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [_block(*text_buffer(column.slice(a, b - a))) for a, b in pairwise(bounds)]
     ends = np.cumsum([0] + [len(part.hashes_G) for part in parts])
     return Shingles(
         np.concatenate([part.hashes_G for part in parts]),
-        np.concatenate([[0], *(part.offsets[1:] + end for part, end in zip(parts, ends, strict=False))]).astype(np.int64),
+        np.concatenate([[0], *(part.offsets[1:] + end for part, end in zip(parts, ends, strict=False))]).astype(
+            np.int64
+        ),
         np.concatenate([part.words for part in parts]),
     )
 
 
 def _block(data_N: np.ndarray, offsets: np.ndarray) -> Shingles:
-    padded = np.zeros(len(data_N) + 9, np.uint8)  # one blank before; eight after, so that any word can be read by eights
+    padded = np.zeros(
+        len(data_N) + 9, np.uint8
+    )  # one blank before; eight after, so that any word can be read by eights
     padded[1:-8] = data_N
     starts_W, ends_W = _words(padded, offsets)
     hashes_W = _hash_words(padded, starts_W, ends_W)
@@ -106,7 +111,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def jaccard(one: np.ndarray, two: np.ndarray) -> float:
-    """Size of the intersection over size of the union of two sorted arrays without repetitions; 0 where both are empty."""
+    """Intersection over union of two sorted arrays without repetitions; 0 where either is empty."""
     if not len(one) or not len(two):
         return 0.0
     common = len(np.intersect1d(one, two, assume_unique=True))

@@ -29,9 +29,20 @@ _ASIDE = {"dropped", ".work"}  # folders in which our own verbs keep what is no 
 class Unit(Protocol):
     """A part of a source; picklable, and the same rows in the same order each time."""
 
-    name: str  # unique within the source
-    nbytes: int  # of text, about; 0 where unknown
-    layout: Layout
+    @property
+    def name(self) -> str:
+        """Unique within the source."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of text, about; 0 where unknown."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Where its columns are read from."""
+        ...
 
     def batches(self) -> Iterator[Batch]:
         """The rows, in batches of about `BATCH_BYTES`."""
@@ -79,7 +90,9 @@ def open_source(source: str | Path, settings: SourceSettings | None = None, unit
 def _local_units(path: Path, layout: Layout | None, unit_bytes: int) -> Iterator[Unit]:
     if path.is_file():
         return _file_units([path], path.parent, layout, unit_bytes)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _ASIDE & set(file.relative_to(path).parts)]
+    files = [
+        file for file in sorted(path.rglob("*")) if file.is_file() and not _ASIDE & set(file.relative_to(path).parts)
+    ]
     tables = [file for file in files if file.suffix == ".parquet"]
     tables = tables or [file for file in files if file.name.endswith(_JSONL) and file.parent == path]
     if tables:

@@ -55,14 +55,20 @@ def _split(stage: Stage) -> tuple[Record, list[Record]]:
         build_index(held_out, block, twins / f"index-{number:03d}.npz")
     stage.map("twins", find_twins_unit, stage.settings, len(blocks), total=stage.source.nbytes * len(blocks))
     records = stage.map(OUTPUT, divide_unit, stage.settings, twins)
-    rows = {into: sum(s["rows"] for r in records for s in r["shards"] if s["name"].startswith(into)) for into in (TRAIN, VALIDATION)}
+    rows = {
+        into: sum(s["rows"] for r in records for s in r["shards"] if s["name"].startswith(into))
+        for into in (TRAIN, VALIDATION)
+    }
     return {"tally": merged(records).record(), "split_rows": rows}, records
 
 
 def _to_validation(batch: Batch, settings: SplitSettings) -> np.ndarray:
     """Which rows go to validation, by the hash of their repository (or of their content, where they have none)."""
     content = batch.rows.column("content")
-    names = (repo.encode() if repo else content[row].as_py() for row, repo in enumerate(batch.rows.column("repo").to_pylist()))
+    names = (
+        repo.encode() if repo else content[row].as_py()
+        for row, repo in enumerate(batch.rows.column("repo").to_pylist())
+    )
     hashes = [xxhash.xxh64_intdigest(name, seed=settings.seed) for name in names]
     return np.array(hashes, np.float64) < settings.validation * 2.0**64
 

@@ -19,7 +19,7 @@ import filelock
 from moe_codegen.data.progress import Progress
 from moe_codegen.data.settings import as_record
 from moe_codegen.data.sources import Source, Unit
-from moe_codegen.data.workers import map_units
+from moe_codegen.data.workers import Mapper, map_units
 from moe_codegen.errors import OutputError, ResumeError
 
 MANIFEST = "manifest.json"
@@ -32,9 +32,11 @@ UnitFunction = Callable[..., Record]  # (unit, number, folder, *arguments) -> re
 class Stage:
     """One verb's run from a source into a folder; `run_stage` makes it, a verb's body calls `map`."""
 
-    def __init__(self, verb: str, source: Source, out: Path, settings: Any, num_proc: int, quiet: bool) -> None:
+    def __init__(
+        self, verb: str, source: Source, out: Path, settings: Any, num_proc: int, quiet: bool, mapper: Mapper
+    ) -> None:
         self.verb, self.source, self.out, self.settings = verb, source, out, settings
-        self.num_proc, self.quiet = num_proc, quiet
+        self.num_proc, self.quiet, self.mapper = num_proc, quiet, mapper
         self.work = out / WORK
 
     def map(
@@ -62,7 +64,7 @@ class Stage:
         nbytes = self.source.nbytes if total is None else total
         shown: AbstractContextManager = nullcontext() if self.quiet else Progress(f"{self.verb}: {phase}", nbytes)
         with shown as progress:
-            map_units(_do_unit, jobs, self.num_proc, progress)
+            self.mapper(_do_unit, jobs, self.num_proc, progress)
         return [json.loads(_record_path(records, number).read_text()) for number, _ in units]
 
     def claim(self) -> bool:
@@ -122,8 +124,11 @@ def run_stage(
     *,
     num_proc: int = 1,
     quiet: bool = True,
+    mapper: Mapper = map_units,
 ) -> Record:
     """Run `body` (which returns a summary and the records of the output phase) and return the manifest.
+
+    `mapper` does the units: in processes of this machine, or on a cluster (`cluster.DatatroveMapper`).
 
     A run that was killed goes on where it was; a finished one returns at once. Raises `OutputError` where `out` cannot
     be written or holds something else, `ResumeError` where it holds a run of other settings or another source.
@@ -132,7 +137,7 @@ def run_stage(
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(out / WORK / "lock", timeout=0):
-            stage = Stage(verb, source, out, settings, num_proc, quiet)
+            stage = Stage(verb, source, out, settings, num_proc, quiet, mapper)
             manifest = read_manifest(out) if stage.claim() else stage.finish(*body(stage))
     except filelock.Timeout as error:
         raise OutputError(f"another run is writing to {out}; wait for it, or give another folder") from error

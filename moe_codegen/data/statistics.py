@@ -24,7 +24,7 @@ class SampleSize:
 def sample_size(
     population: int, variation: float, precision: float, confidence: float, files_a_repo: float, rho: float
 ) -> SampleSize:
-    """n0 = (z sigma / (epsilon mu))^2 (Cochran 1977, ch. 4), finite-population correction, design effect 1 + (m - 1) rho.
+    """n0 = (z sigma / (epsilon mu))^2 (Cochran 1977, ch. 4), corrected for N, times 1 + (m - 1) rho.
 
     `variation` is sigma / mu, `precision` epsilon the half-width of the interval relative to the mean.
     """
@@ -41,7 +41,7 @@ def variation_of(values: np.ndarray) -> float:
 
 
 def intra_correlation(values: np.ndarray, repositories: np.ndarray) -> float:
-    """rho by the one-way analysis of variance (unequal groups), between 0 and 1; 0 where there is nothing to compare."""
+    """rho by one-way analysis of variance (unequal groups), between 0 and 1; 0 where nothing can be compared."""
     _, group, counts = np.unique(repositories, return_inverse=True, return_counts=True)
     groups, files = len(counts), len(values)
     if groups < 2 or files <= groups:

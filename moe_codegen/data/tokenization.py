@@ -1,4 +1,4 @@
-"""`tokenizer`: the base model's tokenizer, or a byte-level BPE trained on the data; and encoding that cannot be tricked.
+"""`tokenizer`: the base model's, or a byte-level BPE trained on the data; and encoding that cannot be tricked.
 
 Encoding goes through the `tokenizers` library alone, so that worker processes start without transformers.
 """
@@ -148,7 +148,7 @@ class Encoder:
 
 
 def load_encoder(folder: str | Path) -> Encoder:
-    """The tokenizer of a folder with `tokenizer.json`. Raises `TokenizerError` where it is missing or has no end token."""
+    """The tokenizer of a folder. Raises `TokenizerError` without tokenizer.json or end-of-text token."""
     from tokenizers import Tokenizer
 
     path = Path(folder, "tokenizer.json")

@@ -13,6 +13,9 @@ from typing import Any
 from moe_codegen.data.progress import Progress, count_into
 from moe_codegen.errors import WorkerError
 
+# Does `function(*job)` for every job, somewhere; returns when all are done, raises when one failed.
+Mapper = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int, Progress | None], None]
+
 
 def map_units(
     function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], num_proc: int, progress: Progress | None
@@ -57,7 +60,7 @@ def _start_worker(counters: SynchronizedArray) -> None:
 
 
 def _die_with_parent() -> None:
-    """Leave when the parent is gone: after a SIGKILL nothing else would tell a worker, and a resumed run needs peace."""
+    """Leave when the parent is gone: after a SIGKILL nothing else tells a worker, and a resumed run needs peace."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait_for([parent.sentinel])
