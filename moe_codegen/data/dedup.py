@@ -1,9 +1,10 @@
 """`dedup`: one file of each content, and one of each cluster of near-duplicates.
 
 Three passes: `sign_unit` hashes every file (parallel), `find_duplicates` decides (one process, some seventy bytes a
-file), `drop_unit` writes what is left (parallel). Candidates come from MinHash bands and are verified by the exact Jaccard
-similarity of their shingles. A cluster keeps its best file; another of its files is dropped if it is a near-duplicate
-of a kept one, so that no two kept files of a cluster are near-duplicates, and none is dropped for a distant one.
+file), `drop_unit` writes what is left (parallel). Candidates come from MinHash bands and are verified by the exact
+Jaccard similarity of their shingles. A cluster keeps its best file; another of its files is dropped if it is a
+near-duplicate of a kept one, so that no two kept files of a cluster are near-duplicates, and none is dropped for a
+distant one.
 """
 
 from collections import Counter, defaultdict
