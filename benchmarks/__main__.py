@@ -16,7 +16,7 @@ import benchmarks
 from benchmarks.machine import describe_machine
 from benchmarks.registry import CASES, Case, Result
 
-NOT_CASES = {"__main__", "registry", "machine", "corpus"}
+NOT_CASES = {"__main__", "registry", "machine", "published", "corpus"}
 
 
 def main() -> None:

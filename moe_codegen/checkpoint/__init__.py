@@ -4,3 +4,14 @@ from moe_codegen.checkpoint.reader import CheckpointReader as CheckpointReader
 from moe_codegen.checkpoint.reader import TensorHeader as TensorHeader
 from moe_codegen.checkpoint.reader import read_json as read_json
 from moe_codegen.checkpoint.source import resolve_source as resolve_source
+from moe_codegen.checkpoint.staging import StagedFolder as StagedFolder
+from moe_codegen.checkpoint.staging import check_target as check_target
+from moe_codegen.checkpoint.staging import free_bytes as free_bytes
+from moe_codegen.checkpoint.staging import out_of_space_is_explained as out_of_space_is_explained
+from moe_codegen.checkpoint.tokenizer import load_tokenizer as load_tokenizer
+from moe_codegen.checkpoint.writer import Shard as Shard
+from moe_codegen.checkpoint.writer import TensorToWrite as TensorToWrite
+from moe_codegen.checkpoint.writer import into_shards as into_shards
+from moe_codegen.checkpoint.writer import sha256_of as sha256_of
+from moe_codegen.checkpoint.writer import write_index as write_index
+from moe_codegen.checkpoint.writer import write_shard as write_shard

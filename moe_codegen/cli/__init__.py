@@ -5,6 +5,9 @@ import sys
 import typer
 from rich.console import Console
 
+from moe_codegen.cli.extract import extract
+from moe_codegen.cli.upcycle import upcycle
+from moe_codegen.cli.verify import verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -16,9 +19,8 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _app() -> None:
-    """Keeps the verbs' names in the command line also where there is only one."""
+for verb in (upcycle, extract, verify):
+    app.command()(verb)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
 from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, router_z_loss
+from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
 
 
 @dataclass
@@ -57,7 +58,7 @@ class MoEPreTrainedModel(PreTrainedModel):
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """The implementation to run; where none is asked for, ours."""
-        return super().get_correct_experts_implementation(requested_experts or "grouped_mm")
+        return super().get_correct_experts_implementation(requested_experts or OUR_IMPLEMENTATION)
 
 
 class MoEBackbone(MoEPreTrainedModel):

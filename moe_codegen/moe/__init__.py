@@ -1,6 +1,7 @@
 """The sparse layer: router, experts, and the losses that keep them balanced."""
 
 from moe_codegen.moe.experts import Experts as Experts
+from moe_codegen.moe.implementation import register_experts_implementation as register_experts_implementation
 from moe_codegen.moe.layer import SparseMoE as SparseMoE
 from moe_codegen.moe.losses import load_balancing_loss as load_balancing_loss
 from moe_codegen.moe.losses import router_z_loss as router_z_loss

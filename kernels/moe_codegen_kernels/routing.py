@@ -1,0 +1,108 @@
+"""From router logits to the order in which the expert kernels read the rows.
+
+scores_TE = softmax(logits_TE);  weights_TK, expert_ids_TK = topk(scores_TE);  weights /= sum(weights)
+order_R, inverse_R, offsets_E = stable sort of the slots by expert
+
+order_R    int32  sorted row -> slot (token*K + choice); rows of one expert are adjacent, slots ascending
+inverse_R  int32  slot -> sorted row
+offsets_E  int32  E + 1 bounds: expert e owns rows offsets_E[e] .. offsets_E[e+1];
+                  rows from offsets_E[E] on belong to no expert (ids of E or more: expert-parallel sentinels)
+
+T tokens, E experts, K top-k, R = T*K routed rows.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from moe_codegen_kernels import cpu
+
+
+class RoutingPlan(NamedTuple):
+    """Where each routed row goes; see the map at the top of this file."""
+
+    order_R: Tensor
+    inverse_R: Tensor
+    offsets_E: Tensor
+
+
+def route(logits_TE: Tensor, top_k: int, renormalise: bool = True) -> tuple[Tensor, Tensor]:
+    """Choose `top_k` experts for each token and weigh them: softmax, top-k and renormalisation in one kernel.
+
+    logits_TE: (T, E), any float dtype. Returns weights_TK (T, K) float32 (float64 for float64 logits),
+    largest first, and expert_ids_TK (T, K) int64. Differentiable in the logits.
+    """
+    if logits_TE.dim() != 2:
+        raise ValueError(f"logits_TE has shape {tuple(logits_TE.shape)}; expected (tokens, experts)")
+    if not 1 <= top_k <= logits_TE.shape[1]:
+        raise ValueError(
+            f"top_k={top_k} is not within 1 .. num_experts={logits_TE.shape[1]}; lower top_k or add experts"
+        )
+    return torch.ops.moe_codegen.route(logits_TE, top_k, renormalise)
+
+
+def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> RoutingPlan:
+    """Sort the routed rows by expert, stably, on the device and without a host synchronisation.
+
+    expert_ids_TK: (T, K) int32 or int64 in 0 .. num_experts; num_experts itself means no expert.
+    """
+    if expert_ids_TK.dim() != 2:
+        raise ValueError(f"expert_ids_TK has shape {tuple(expert_ids_TK.shape)}; expected (tokens, top_k)")
+    return RoutingPlan(*torch.ops.moe_codegen.routing_plan(expert_ids_TK, num_experts))
+
+
+@torch.library.custom_op("moe_codegen::route", mutates_args=(), device_types="cpu")
+def route_op(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """Routing weights and expert ids."""
+    return cpu.route(logits_TE, top_k, renormalise)
+
+
+@route_op.register_fake
+def _(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    shape = (logits_TE.shape[0], top_k)
+    wide = torch.promote_types(logits_TE.dtype, torch.float32)
+    return logits_TE.new_empty(shape, dtype=wide), logits_TE.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.custom_op("moe_codegen::route_backward", mutates_args=(), device_types="cpu")
+def route_backward_op(
+    grad_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, renormalise: bool
+) -> Tensor:
+    """Gradient of the logits."""
+    return cpu.route_backward(grad_TK, logits_TE, weights_TK, expert_ids_TK, renormalise)
+
+
+@route_backward_op.register_fake
+def _(grad_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, renormalise: bool) -> Tensor:
+    return torch.empty_like(logits_TE)
+
+
+def _keep_route(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits_TE, _, ctx.renormalise = inputs
+    ctx.save_for_backward(logits_TE, *output)
+
+
+def _route_gradients(ctx: Any, grad_TK: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    return torch.ops.moe_codegen.route_backward(grad_TK, *ctx.saved_tensors, ctx.renormalise), None, None
+
+
+route_op.register_autograd(_route_gradients, setup_context=_keep_route)
+
+
+@torch.library.custom_op("moe_codegen::routing_plan", mutates_args=(), device_types="cpu")
+def routing_plan_op(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """order_R, inverse_R, offsets_E."""
+    return cpu.routing_plan(expert_ids_TK, num_experts)
+
+
+@routing_plan_op.register_fake
+def _(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_plan(expert_ids_TK, num_experts)
+
+
+def fake_plan(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty tensors of a plan's shapes, for tracing."""
+    sizes = (expert_ids_TK.numel(), expert_ids_TK.numel(), num_experts + 1)
+    order_R, inverse_R, offsets_E = (expert_ids_TK.new_empty(size, dtype=torch.int32) for size in sizes)
+    return order_R, inverse_R, offsets_E

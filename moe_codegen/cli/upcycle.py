@@ -1,0 +1,145 @@
+"""`moe-codegen upcycle`: turn dense checkpoints into a mixture of experts."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from moe_codegen.errors import ConfigError
+from moe_codegen.reporting import bytes_bar, format_bytes, table
+from moe_codegen.upcycle import UpcycleReport
+from moe_codegen.upcycle import upcycle as convert
+from moe_codegen.upcycle.options import RouterInit
+from moe_codegen.upcycle.texts import read_router_data
+
+Option = typer.Option
+
+
+def upcycle(
+    source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create for the mixture.")],
+    experts: Annotated[
+        list[str] | None, Option(help="NAME=PATH of a checkpoint tuned from SOURCE; once for each expert.")
+    ] = None,
+    num_experts: Annotated[int | None, Option(help="Experts in each layer. [default: 8, or one per --experts]")] = None,
+    top_k: Annotated[int, Option(help="Experts that take each token.")] = 2,
+    layers: Annotated[str, Option(help="Layers to convert: 'all', or such as 0,2,8-11.")] = "all",
+    granularity: Annotated[int, Option(help="Cut each FFN into this many experts.")] = 1,
+    shared_expert: Annotated[bool, Option(help="Keep the dense FFN as an expert for every token.")] = False,
+    renormalise: Annotated[bool, Option(help="Make the chosen weights sum to one.")] = True,
+    shared: Annotated[
+        str, Option(help="Weights outside the experts: 'base', 'average', or NAME=WEIGHT,NAME=WEIGHT.")
+    ] = "base",
+    noise_std: Annotated[float, Option(help="Noise on each expert, relative to each tensor's RMS.")] = 0.0,
+    drop_ratio: Annotated[float, Option(help="Share of each expert's hidden units to re-initialise.")] = 0.0,
+    router: Annotated[RouterInit, Option(help="How the router starts.")] = "normal",
+    router_std: Annotated[float, Option(help="Standard deviation of a random router.")] = 0.02,
+    router_data: Annotated[
+        Path | None, Option(help="Texts for each expert: JSONL, or a folder with a folder for each.")
+    ] = None,
+    dtype: Annotated[str | None, Option(help="float32, float16 or bfloat16. [default: the source's]")] = None,
+    max_shard_size: Annotated[str, Option(help="Size of one weight file.")] = "2GB",
+    seed: Annotated[int, Option(help="Of every random number.")] = 0,
+    workers: Annotated[int | None, Option(help="Files written at once. [default: one per core, at most 4]")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Check and print the plan; write nothing.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the plan and the result as JSON.")] = False,
+) -> None:
+    """Turn the dense checkpoint SOURCE, or several tuned from it, into a mixture of experts at OUT.
+
+    A killed conversion goes on where it stopped when the same command is given again.
+    """
+    console = Console(stderr=as_json)
+    with bytes_bar(Console(stderr=True)) as progress:
+        report = convert(
+            source,
+            out,
+            experts=dict(_pairs(experts, "--experts NAME=PATH")) if experts else None,
+            num_experts=num_experts,
+            top_k=top_k,
+            layers=layers,
+            granularity=granularity,
+            shared_expert=shared_expert,
+            renormalise=renormalise,
+            shared=parse_weights(shared) if "=" in shared else shared,
+            noise_std=noise_std,
+            drop_ratio=drop_ratio,
+            router=router,
+            router_std=router_std,
+            router_data=read_router_data(router_data) if router_data else None,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            seed=seed,
+            workers=workers,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(_as_json(report)))
+    else:
+        _print(report, source, console)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`NAME=WEIGHT,NAME=WEIGHT` as a mapping; ConfigError for anything else."""
+    try:
+        return {name: float(weight) for name, weight in _pairs(text.split(","), "NAME=WEIGHT,NAME=WEIGHT")}
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}; give NAME=WEIGHT,NAME=WEIGHT") from error
+
+
+def _pairs(texts: list[str], form: str) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{text!r} is not of the form {form}")
+        yield name, value
+
+
+def _as_json(report: UpcycleReport) -> dict[str, Any]:
+    plan = report.plan
+    return {
+        "out": str(report.out),
+        "dry_run": report.dry_run,
+        "parameters": plan.num_parameters,
+        "bytes": plan.nbytes,
+        "free_bytes": report.free_bytes,
+        "memory_bytes": report.memory_bytes,
+        "tensors": list(plan.records()),
+        "files": report.files,
+        "seconds": report.seconds,
+        "warnings": report.warnings,
+    }
+
+
+def _print(report: UpcycleReport, source: str, console: Console) -> None:
+    plan = report.plan
+    if report.dry_run:
+        console.print(table(("tensor", "count", "how", "shape", "dtype", "size"), _summary(report)))
+    files = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
+    console.print(
+        f"{plan.num_parameters:,} parameters, {format_bytes(plan.nbytes)} in {files}; "
+        f"{format_bytes(report.free_bytes)} free on the disk, about {format_bytes(report.memory_bytes)} of memory"
+    )
+    for warning in report.warnings:
+        console.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
+    if report.dry_run:
+        console.print("Nothing was written (--dry-run).")
+        return
+    steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items() if seconds >= 0.05)
+    console.print(f"[green]Wrote {report.out}[/green] ({steps or 'at once'})")
+    console.print(f"Check it with: moe-codegen verify {source} {report.out}", highlight=False)
+
+
+def _summary(report: UpcycleReport) -> Iterator[tuple[Any, ...]]:
+    """The plan with the layers of one kind of tensor counted together, named without the way to their layer."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for record in report.plan.records():
+        pattern = re.sub(r"^.*?\.\d+\.", "*.", record["name"])
+        shape = " x ".join(map(str, record["shape"]))
+        groups.setdefault((pattern, record["how"], shape, record["dtype"]), []).append(record["bytes"])
+    for (pattern, how, shape, dtype), sizes in groups.items():
+        yield pattern, len(sizes), how, shape, dtype, format_bytes(sum(sizes))

@@ -1,0 +1,66 @@
+"""`moe-codegen verify`: is a mixture whole, and does it still compute what its dense source did?"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from moe_codegen.reporting import bytes_bar, table
+from moe_codegen.upcycle import VerifyReport
+from moe_codegen.upcycle import verify as compare
+from moe_codegen.upcycle.verify import TOLERANCE
+
+
+def verify(
+    source: Annotated[str, typer.Argument(help="The dense checkpoint: a folder or a hub id.")],
+    moe: Annotated[str, typer.Argument(help="The mixture made from it.")],
+    text: Annotated[Path | None, typer.Option(help="File with the text to run both on. [default: built in]")] = None,
+    tolerance: Annotated[float, typer.Option(help="Largest relative error that counts as equal.")] = TOLERANCE,
+    max_tokens: Annotated[int, typer.Option(help="How much of the text to use.")] = 128,
+    files: Annotated[bool, typer.Option(help="Re-read every weight file and compare its SHA-256.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare the mixture MOE with its dense SOURCE: every file's SHA-256, and every layer's output.
+
+    Exit status 1 if a file is damaged or an output departs.
+    """
+    with bytes_bar(Console(stderr=True)) as progress:
+        report = compare(
+            source,
+            moe,
+            text.read_text() if text else None,
+            tolerance=tolerance,
+            max_tokens=max_tokens,
+            files=files,
+            progress=progress,
+        )
+    if as_json:
+        verdict = {"passed": report.passed, "first_departure": report.first_departure}
+        typer.echo(json.dumps({**verdict, **asdict(report)}))
+    else:
+        _print(report, Console())
+    raise typer.Exit(0 if report.passed else 1)
+
+
+def _print(report: VerifyReport, console: Console) -> None:
+    rows = [
+        (row.stage, f"{row.relative_error:.1e}", " ".join(f"{share:4.0%}" for share in row.expert_load or []))
+        for row in report.rows
+    ]
+    if rows:
+        console.print(table(("output of", "relative error", "share of tokens each expert took"), rows))
+    for name in report.damaged:
+        console.print(f"[red]damaged:[/red] {name} is not what was written; convert or fetch it again")
+    if report.checked_files and not report.damaged:
+        console.print(f"Weight files with the SHA-256 they were written with: {report.checked_files}.", highlight=False)
+    if report.passed:
+        console.print(f"[green]Equal[/green] within {report.tolerance:g} at every stage.", highlight=False)
+    elif report.first_departure:
+        console.print(
+            f"[red]Departs[/red] first at {report.first_departure} (tolerance {report.tolerance:g}). Expected where "
+            "experts were diversified or come from different checkpoints; otherwise the conversion is wrong.",
+            highlight=False,
+        )

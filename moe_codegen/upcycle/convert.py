@@ -1,0 +1,279 @@
+"""`upcycle`: from dense checkpoints on disk to a mixture of experts on disk."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_codegen.checkpoint import StagedFolder, check_target, free_bytes, write_index
+from moe_codegen.checkpoint.staging import staged_path
+from moe_codegen.errors import ConfigError, OutputError
+from moe_codegen.modeling import MoEConfig
+from moe_codegen.reporting import Progress, no_progress
+from moe_codegen.upcycle.card import model_card
+from moe_codegen.upcycle.execute import write_shards
+from moe_codegen.upcycle.options import FROM_TEXT, RouterInit, UpcycleOptions
+from moe_codegen.upcycle.plan import Plan, make_plan
+from moe_codegen.upcycle.router import check_router_texts, ffn_input_statistics, random_router, router_from_text
+from moe_codegen.upcycle.sidecars import copy_sidecars
+from moe_codegen.upcycle.sources import Sources, open_sources
+
+PROVENANCE_FILE = "upcycle.json"
+DEFAULT_NUM_EXPERTS = 8
+# What a conversion holds at once: a source tensor and its cast, for each worker.
+COPIES_IN_MEMORY = 2
+
+
+@dataclass(frozen=True)
+class UpcycleReport:
+    """What a conversion did, or with `dry_run` would do.
+
+    Attributes:
+        out: the folder of the mixture.
+        plan: every tensor with its origin, shape, dtype, bytes and file.
+        dry_run: whether nothing was written.
+        free_bytes: space on the target's disk before writing.
+        memory_bytes: estimate of the most held in memory at once, beside Python and its libraries.
+        seconds: for each step, "scan", "router" and "write".
+        files: file -> {"bytes", "sha256"} of the weights written.
+        warnings: what the user should know of the result.
+    """
+
+    out: Path
+    plan: Plan
+    dry_run: bool
+    free_bytes: int
+    memory_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> MoEConfig:
+        """The mixture's configuration."""
+        return self.plan.config
+
+
+def upcycle(
+    source: str | Path,
+    out: str | Path,
+    *,
+    experts: Mapping[str, str | Path] | Iterable[str | Path] | None = None,
+    num_experts: int | None = None,
+    top_k: int = 2,
+    layers: str | list[int] = "all",
+    granularity: int = 1,
+    shared_expert: bool = False,
+    renormalise: bool = True,
+    shared: str | Mapping[str, float] = "base",
+    noise_std: float = 0.0,
+    drop_ratio: float = 0.0,
+    router: RouterInit = "normal",
+    router_std: float = 0.02,
+    router_data: Mapping[str, list[str]] | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "2GB",
+    seed: int = 0,
+    workers: int | None = None,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> UpcycleReport:
+    """Turn a dense checkpoint, or several tuned from one base, into a top-k mixture of experts.
+
+    Every check that can be made is made before a byte is written. The result appears at `out` whole or not at all:
+    a killed conversion leaves `<out>.partial`, and the same call goes on from there to the same bytes.
+
+    Args:
+        source: the dense base, a folder or hub id with safetensors weights in any layout of a supported family.
+        out: folder to create; it must not exist, or be empty.
+        experts: checkpoints tuned from the base, name -> path (or paths, named by their folders), whose FFNs become
+            the experts in this order. None: the base's own FFN is copied. The base may itself be one of them.
+        num_experts: experts in each sparse layer; 8 copies, or one for each of `experts` (times `granularity`).
+        top_k: experts that take each token.
+        layers: "all", indices, or text such as "0,2,8-11"; the others stay dense.
+        granularity: G cuts each FFN into G experts (arXiv 2410.07524); `num_experts` and `top_k` count the cuts.
+        shared_expert: keep the base's FFN as an expert that takes every token, with half of the output.
+        renormalise: whether a token's k weights are made to sum to one. Without it copies no longer compute what
+            the dense FFN did.
+        shared: the tensors outside the experts: "base", "average" over `experts`, or a weight for each.
+        noise_std: Gaussian noise on each expert, as a multiple of each tensor's root mean square.
+        drop_ratio: share of each expert's hidden units to re-initialise (Drop-Upcycling, arXiv 2502.19261).
+        router: "normal" or "orthogonal", random; "hidden", "centroid" or "ridge", from `router_data`.
+        router_std: standard deviation of a random router's weights.
+        router_data: expert name -> texts in what that expert is good at.
+        dtype: "float32", "float16" or "bfloat16"; None keeps the source's, tensor by tensor.
+        max_shard_size: of one weight file.
+        seed: of every random number; the bytes written depend on it and not on `workers`.
+        workers: files written at once; None means one for each core, at most 4.
+        dry_run: plan and check, write nothing.
+        progress: called as `progress(step, total_bytes, done_bytes)` when a step begins; what it returns is called
+            with the bytes of each advance.
+
+    Raises:
+        ConfigError: settings that cannot hold.
+        CheckpointError, MismatchError: a source that cannot be used, or does not belong to the base.
+        OutputError: the target is not empty or not writable, or its disk is too small.
+        ResumeError: `<out>.partial` was started with other settings or other sources.
+    """
+    out = Path(out)
+    check_target(out)
+    sources = open_sources(source, experts)
+    options = UpcycleOptions(
+        num_experts=_num_experts(num_experts, sources, granularity),
+        top_k=top_k,
+        layers=layers,
+        granularity=granularity,
+        shared_expert=shared_expert,
+        renormalise=renormalise,
+        shared=dict(shared) if isinstance(shared, Mapping) else shared,
+        noise_std=noise_std,
+        drop_ratio=drop_ratio,
+        router=router,
+        router_std=router_std,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        seed=seed,
+    )
+    check_router_texts(router, router_data, list(sources.experts) or None)
+    plan = make_plan(sources, options)
+    workers = workers or min(4, os.cpu_count() or 1)
+    largest = max(planned.tensor.nbytes for planned in plan.tensors) // (options.num_experts // granularity)
+    report = UpcycleReport(
+        out=out,
+        plan=plan,
+        dry_run=dry_run,
+        free_bytes=free_bytes(out),
+        memory_bytes=COPIES_IN_MEMORY * largest * min(workers, len(plan.shards)),
+        warnings=_warnings(options, sources),
+    )
+    if dry_run:
+        return report
+    fingerprint = _fingerprint(sources, options, router_data)
+    _check_space(plan, out, report.free_bytes)
+    seconds = report.seconds
+    with _timed(seconds, "scan"):
+        hashes = sources.scan(workers, progress("reading the sources", sources.nbytes, 0))
+    with _timed(seconds, "router"):
+        plan.routers.update(_routers(sources.base, plan.config, options, router_data))
+    staged = StagedFolder(out, fingerprint)
+    with _timed(seconds, "write"):
+        done = sum(shard.nbytes for shard in plan.shards if shard.file in staged.done)
+        write_shards(plan.shards, staged, workers, progress("writing the mixture", plan.nbytes, done))
+        report.files.update(sorted(staged.done.items()))
+        _write_companions(staged.path, sources, options, plan, hashes, report)
+        staged.finish()
+    return report
+
+
+def _num_experts(asked: int | None, sources: Sources, granularity: int) -> int:
+    if granularity < 1:
+        raise ConfigError(f"granularity={granularity} must be at least 1, which splits nothing")
+    if not sources.experts:
+        return DEFAULT_NUM_EXPERTS * granularity if asked is None else asked
+    given = len(sources.experts) * granularity
+    if asked not in (None, given):
+        raise ConfigError(
+            f"num_experts={asked}, but {len(sources.experts)} checkpoints split in {granularity} make {given}; "
+            "leave num_experts out, or give as many checkpoints"
+        )
+    return given
+
+
+def _routers(
+    base: Any, config: MoEConfig, options: UpcycleOptions, texts: Mapping[str, list[str]] | None
+) -> dict[int, torch.Tensor]:
+    """Layer -> router rows (E, D). The G pieces of one FFN get equal rows, so that they are chosen together."""
+    layers, rows = config.sparse_layers, options.num_experts // options.granularity
+    if options.router in FROM_TEXT:
+        assert texts is not None
+        ordered = {name: texts[name] for name in config.expert_names or []}
+        statistics = ffn_input_statistics(base, layers, ordered, with_gram=options.router == "ridge")
+        routers = {layer: router_from_text(options.router, statistics[layer]) for layer in layers}
+    else:
+        routers = {
+            layer: random_router(options.router, rows, config.hidden_size, options.router_std, options.seed, layer)
+            for layer in layers
+        }
+    return {layer: router.repeat_interleave(options.granularity, dim=0) for layer, router in routers.items()}
+
+
+def _warnings(options: UpcycleOptions, sources: Sources) -> list[str]:
+    warnings = []
+    if not options.renormalise and not sources.experts:
+        warnings.append(
+            f"renormalise=False: the {options.top_k} chosen weights of {options.num_experts} sum to less than one, "
+            "so the mixture starts with its FFN outputs scaled down and must be trained before use"
+        )
+    if sources.experts and options.router not in FROM_TEXT:
+        warnings.append(
+            f"router={options.router!r} is random: which expert takes a token has no meaning until it is trained; "
+            "'ridge' with router_data starts from what the experts' texts look like"
+        )
+    if options.granularity > 1 and not options.renormalise:
+        warnings.append("granularity needs renormalised weights for the pieces of an FFN to add up to it")
+    return warnings
+
+
+def _fingerprint(sources: Sources, options: UpcycleOptions, texts: Mapping[str, list[str]] | None) -> dict[str, Any]:
+    """What a resumed run must have in common with the one it goes on from."""
+    return {
+        "sources": {name: checkpoint.reader.stamps() for name, checkpoint in sources.checkpoints.items()},
+        "options": options.to_dict(),
+        "router_data": texts and hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest(),
+        "version": metadata.version("moe-codegen"),
+    }
+
+
+def _check_space(plan: Plan, out: Path, free: int) -> None:
+    staged = staged_path(out)
+    there = sum(file.stat().st_size for file in staged.glob("*.safetensors")) if staged.exists() else 0
+    needed = plan.nbytes - there
+    if needed > free:
+        raise OutputError(
+            f"{out} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
+            "free some, or give a target on another disk"
+        )
+
+
+def _write_companions(
+    folder: Path,
+    sources: Sources,
+    options: UpcycleOptions,
+    plan: Plan,
+    hashes: dict[str, dict[str, str]],
+    report: UpcycleReport,
+) -> None:
+    """Everything beside the weights; `config.json` last, for without it nothing loads."""
+    copy_sidecars(sources.base.reader.folder, folder)
+    write_index(folder, plan.shards)
+    provenance = {
+        "source": {"given": sources.given["base"], "layout": sources.base.layout.name, "sha256": hashes["base"]},
+        "experts": {name: {"given": sources.given[name], "sha256": hashes[name]} for name in sources.experts},
+        "options": options.to_dict(),
+        "versions": {name: metadata.version(name) for name in ("moe-codegen", "torch", "transformers", "safetensors")},
+        "files": report.files,
+        "tensors": {record.pop("name"): record for record in plan.records()},
+    }
+    (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=1) + "\n")
+    (folder / "README.md").write_text(model_card(plan, provenance, report.warnings))
+    plan.config.save_pretrained(folder)
+
+
+class _timed:
+    """Adds the seconds of its block to `seconds[step]`."""
+
+    def __init__(self, seconds: dict[str, float], step: str) -> None:
+        self.seconds, self.step = seconds, step
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds[self.step] = time.perf_counter() - self.start

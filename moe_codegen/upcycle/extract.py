@@ -1,0 +1,212 @@
+"""`extract`: the way back, from a mixture to one dense checkpoint in the layout its source had."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from moe_codegen.architectures import Layout
+from moe_codegen.architectures.dense import bind, dense_config, empty_model
+from moe_codegen.architectures.layout import Rule
+from moe_codegen.checkpoint import (
+    CheckpointReader,
+    StagedFolder,
+    TensorToWrite,
+    check_target,
+    into_shards,
+    resolve_source,
+    write_index,
+)
+from moe_codegen.errors import CheckpointError, ConfigError
+from moe_codegen.modeling import MoEConfig
+from moe_codegen.reporting import Progress, no_progress
+from moe_codegen.upcycle.execute import write_shards
+from moe_codegen.upcycle.sidecars import copy_sidecars
+from moe_codegen.upcycle.weights import blend
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What was written: the folder, its layout, and the weight of each expert in it."""
+
+    out: Path
+    layout: str
+    weights: dict[str, float]
+    nbytes: int
+    files: dict[str, dict[str, Any]]
+
+
+def extract(
+    source: str | Path,
+    out: str | Path,
+    *,
+    expert: str | int | None = None,
+    weights: Mapping[str, float] | None = None,
+    max_shard_size: int = 5 * 10**9,
+    progress: Progress = no_progress,
+) -> ExtractReport:
+    """Write one expert of a mixture, or a weighted merge of its experts, as a dense checkpoint.
+
+    The result has the layout and `config.json` of the mixture's dense source, so what was upcycled from copies comes
+    back bit for bit (but for mask buffers, which hold no weights). Everything outside the experts is the mixture's.
+    A shared expert counts with its share of the output.
+
+    Args:
+        source: the mixture, a folder or hub id.
+        out: folder to create.
+        expert: its name or index. Counted before splitting: with granularity G an expert is G pieces.
+        weights: name or index of each expert -> its weight in the merge; they are scaled to sum to 1.
+            Neither `expert` nor `weights`: the plain mean of all.
+        max_shard_size: bytes in one weight file.
+        progress: as for `upcycle`.
+
+    Raises:
+        ConfigError: no such expert, or weights that cannot be scaled to sum to 1.
+        CheckpointError: the source is no readable mixture.
+        OutputError, ResumeError: as for `upcycle`.
+    """
+    out = Path(out)
+    check_target(out)
+    folder = resolve_source(source)
+    mixture = _Mixture(folder, expert, weights)
+    tensors = [tensor for rule in mixture.rules for tensor in mixture.stored_tensors(rule)]
+    shards = into_shards(tensors, max_shard_size)
+    fingerprint = {"source": mixture.reader.stamps(), "weights": mixture.weights, "shard": max_shard_size}
+    staged = StagedFolder(out, fingerprint)
+    nbytes = sum(shard.nbytes for shard in shards)
+    done = sum(shard.nbytes for shard in shards if shard.file in staged.done)
+    write_shards(shards, staged, workers=1, advance=progress("writing the dense checkpoint", nbytes, done))
+    copy_sidecars(folder, staged.path)
+    write_index(staged.path, shards)
+    (staged.path / "config.json").write_text(json.dumps(mixture.raw_config, indent=2) + "\n")
+    report = ExtractReport(out, mixture.layout.name, mixture.weights, nbytes, dict(staged.done))
+    staged.finish()
+    return report
+
+
+class _Mixture:
+    """A mixture on disk, seen as the dense checkpoint that is to be taken out of it."""
+
+    def __init__(self, folder: Path, expert: str | int | None, weights: Mapping[str, float] | None) -> None:
+        self.reader = CheckpointReader(folder)
+        self.config = MoEConfig.from_pretrained(folder)
+        self.architecture = self.config.architecture
+        self.layout, self.raw_config, tied = _source_of(self.config)
+        self.dense_config = dense_config(self.architecture, self.layout, self.raw_config)
+        self.shapes = {name: tuple(p.shape) for name, p in empty_model(self.dense_config).named_parameters()}
+        rules = bind(self.layout, self.shapes, self.dense_config.num_hidden_layers)
+        # Tied weights that the source stored a second time are written a second time.
+        duplicates = [Rule((name,), (kept,)) for name, kept in tied.items()]
+        self.rules = [*dict.fromkeys(rules.values()), *duplicates]
+        self.weights = _expert_weights(self.config, expert, weights)
+        self._check_names()
+
+    def stored_tensors(self, rule: Rule) -> list[TensorToWrite]:
+        """The tensors of the dense checkpoint's own layout that `rule` speaks of."""
+        empty = [torch.empty(self.shapes[name], device="meta") for name in rule.canonical]
+        dtype = self.reader.headers[self._made_from(rule.canonical[0])].dtype
+
+        def pieces(position: int) -> Iterable[torch.Tensor]:
+            canonical = [self._dense_tensor(name, dtype) for name in rule.canonical]
+            return [rule.transform.to_stored(canonical, self.dense_config)[position]]
+
+        return [
+            TensorToWrite(name, tuple(tensor.shape), dtype, partial(pieces, position))
+            for position, (name, tensor) in enumerate(
+                zip(rule.stored, rule.transform.to_stored(empty, self.dense_config), strict=True)
+            )
+        ]
+
+    def _dense_tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """The dense tensor `name` in the family's canonical layout, blended from the chosen experts."""
+        layer = self._sparse_layer(name)
+        if layer is None:
+            return self.reader[name]
+        names = expert_names(self.config)
+        parts = [self._expert_tensor(name, layer, names.index(expert)) for expert in self.weights]
+        weights = list(self.weights.values())
+        if self.config.shared_expert:
+            share = self.config.shared_expert_weight
+            parts = [self.reader[name.replace(".mlp.", ".mlp.shared_expert.")], *parts]
+            weights = [share, *(weight * (1 - share) for weight in weights)]
+        return torch.cat([block.to(dtype) for block in blend(parts, weights)])
+
+    def _expert_tensor(self, name: str, layer: int, expert: int) -> torch.Tensor:
+        linear, kind = name.rsplit(".", 2)[-2:]
+        ffn, pieces = self.architecture.ffn, self.config.expert_granularity
+        cuts = self.reader[self._made_from(name)][expert * pieces : (expert + 1) * pieces]
+        if linear != ffn.down:
+            return cuts.chunk(len(ffn.inner), dim=1)[ffn.inner.index(linear)].flatten(0, 1)
+        if pieces == 1 or kind == "bias":  # a cut's bias is the whole bias
+            return cuts[0]
+        return torch.cat(list(cuts / pieces), dim=1)
+
+    def _sparse_layer(self, name: str) -> int | None:
+        match = re.match(rf"{re.escape(self.architecture.layers)}\.(\d+)\.mlp\.", name)
+        return int(match[1]) if match and int(match[1]) in self.config.sparse_layers else None
+
+    def _made_from(self, name: str) -> str:
+        """The mixture's own tensor that holds the dense tensor `name`."""
+        layer = self._sparse_layer(name)
+        if layer is None:
+            return name
+        linear, kind = name.rsplit(".", 2)[-2:]
+        ffn = self.architecture.ffn
+        stacked = "down_proj" if linear == ffn.down else "gate_up_proj" if ffn.gate else "up_proj"
+        return f"{self.architecture.layer(layer)}.mlp.experts.{stacked}{'_bias' if kind == 'bias' else ''}"
+
+    def _check_names(self) -> None:
+        missing = sorted({self._made_from(name) for name in self.shapes} - self.reader.keys())
+        if missing:
+            raise CheckpointError(
+                f"{self.reader.folder} lacks {missing[0]}, which its config.json asks for; fetch it again"
+            )
+
+
+def _source_of(config: MoEConfig) -> tuple[Layout, dict[str, Any], dict[str, str]]:
+    """Layout, `config.json` and tied duplicates of the dense source; the canonical ones where there was none."""
+    layouts = {layout.name: layout for layout in config.architecture.layouts}
+    if config.source is not None:
+        raw = {**config.source["config"], "vocab_size": config.vocab_size}
+        return layouts[config.source["layout"]], raw, config.source["duplicates"]
+    dense = AutoConfig.for_model(config.architecture.family)
+    fields = {key: value for key, value in config.to_dict().items() if key in dense.to_dict()}
+    raw = {
+        **fields,
+        "model_type": config.architecture.family,
+        "architectures": [f"{config.architecture.class_prefix}ForCausalLM"],
+    }
+    return config.architecture.layouts[0], raw, {}
+
+
+def expert_names(config: MoEConfig) -> list[str]:
+    """The names of a mixture's experts before splitting: their own, or else their numbers."""
+    return config.expert_names or [str(index) for index in range(config.num_experts // config.expert_granularity)]
+
+
+def _expert_weights(
+    config: MoEConfig, expert: str | int | None, weights: Mapping[str, float] | None
+) -> dict[str, float]:
+    """Expert name -> weight; they sum to 1."""
+    if expert is not None and weights is not None:
+        raise ConfigError("expert and weights exclude each other: one expert, or a merge")
+    names = expert_names(config)
+    asked = {str(expert): 1.0} if expert is not None else {str(k): w for k, w in (weights or {}).items()}
+    # An index is understood where experts have names, too.
+    chosen = {
+        names[int(key)] if key not in names and key.isdigit() and int(key) < len(names) else key: weight
+        for key, weight in (asked or dict.fromkeys(names, 1.0)).items()
+    }
+    unknown = sorted(set(chosen) - set(names))
+    if unknown:
+        raise ConfigError(f"no expert is called {unknown[0]!r}; there are {', '.join(names)}")
+    total = sum(chosen.values())
+    if total <= 0 or any(weight < 0 for weight in chosen.values()):
+        raise ConfigError(f"weights={chosen} must not be negative, and not all zero")
+    return {name: weight / total for name, weight in chosen.items() if weight > 0}

@@ -1,0 +1,23 @@
+"""What travels with a checkpoint's weights: tokenizer, generation settings, chat template, licence."""
+
+import shutil
+from pathlib import Path
+
+SIDECARS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template*",
+    "LICENSE*",
+)
+
+
+def copy_sidecars(source: Path, target: Path) -> list[str]:
+    """Copy the files beside the weights; never code, which belongs to another model class. Returns their names."""
+    files = sorted({file for pattern in SIDECARS for file in source.glob(pattern) if file.is_file()})
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+    return [file.name for file in files]
