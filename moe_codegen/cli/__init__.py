@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from moe_codegen.cli import data
 from moe_codegen.cli.extract import extract
 from moe_codegen.cli.upcycle import upcycle
 from moe_codegen.cli.verify import verify
@@ -21,6 +22,7 @@ app = typer.Typer(
 
 for verb in (upcycle, extract, verify):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:
