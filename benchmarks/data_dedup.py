@@ -36,7 +36,10 @@ def run(options: argparse.Namespace) -> Result:
     sets = {file: grams(files[file]) for pair in planted for file in pair}
     near = {pair: similarity(sets[pair[0]], sets[pair[1]]) for pair in planted}
     rows = []
-    for name, method in (("datasketch, 256 (25 x 10)", with_datasketch), ("moe-codegen, 256 (25 x 10), verified", with_ours)):
+    for name, method in (
+        ("datasketch, 256 (25 x 10)", with_datasketch),
+        ("moe-codegen, 256 (25 x 10), verified", with_ours),
+    ):
         wall, cpu = time.perf_counter(), time.process_time()
         pairs = method(files)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -10,7 +10,7 @@ import xxhash
 
 from benchmarks.corpus import SKIPPED, find_corpus
 from benchmarks.registry import Result, case
-from moe_codegen.data.batch import finished
+from moe_codegen.data.batch import each_text, finished
 from moe_codegen.data.filters import CleanSettings, judge
 from moe_codegen.data.minhash import bands
 from moe_codegen.data.shingles import shingles
@@ -67,7 +67,7 @@ def work(mode: str, unit: Unit) -> int:
             continue
         kept = judge(batch, settings, licensed=False).kept
         finished(kept)
-        for content in kept.column("content").to_pylist():
+        for content in each_text(kept.column("content")):
             xxhash.xxh3_128_digest(content)
         if mode == MODES[2]:
             bands(shingles(kept.column("content")), 256, 25, 10)

@@ -1,13 +1,14 @@
 """A batch of rows on its way through a verb, and the rows of it that hold no text at all."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 # A batch holds about this many bytes: large enough for whole-buffer operations, small enough for the cache.
 BATCH_BYTES = 2 << 20
@@ -84,16 +85,27 @@ def finished(rows: pa.RecordBatch) -> pa.RecordBatch:
     filled = {"content": contents.cast(pa.string()), "size": pc.binary_length(contents).cast(pa.int64())}
     hashes = rows.column("hexsha")
     if hashes.null_count:
-        named = zip(hashes.to_pylist(), contents.to_pylist(), strict=True)
-        filled["hexsha"] = pa.array([name or git_blob_hash(content) for name, content in named], pa.string())
+        computed = map(xxhash.xxh3_128_hexdigest, each_text(contents))
+        filled["hexsha"] = pa.array([n or c for n, c in zip(hashes.to_pylist(), computed, strict=True)], pa.string())
     for name, column in filled.items():
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     return rows
 
 
-def git_blob_hash(content: bytes) -> str:
-    """The name that git gives a file of this content (SHA-1, 40 hexadecimal digits)."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+def text_buffer(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of a binary column (N,) uint8 and its offsets (F + 1,) int64, the first of which is 0; no copy."""
+    offsets = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, column.offset * 4).astype(np.int64)
+    length = int(offsets[-1] - offsets[0])
+    values = column.buffers()[2]
+    data = np.frombuffer(values, np.uint8, length, int(offsets[0])) if length else np.zeros(0, np.uint8)
+    return data, offsets - offsets[0]
+
+
+def each_text(column: pa.Array) -> Iterator[memoryview]:
+    """The bytes of each file of a binary column without nulls; no copy."""
+    data_N, offsets = text_buffer(column)
+    view = memoryview(data_N)
+    return (view[start:end] for start, end in pairwise(offsets.tolist()))
 
 
 def rows_per_batch(bytes_a_row: float) -> int:

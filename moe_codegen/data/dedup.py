@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
-from moe_codegen.data.batch import Dropped, split_sound
+from moe_codegen.data.batch import Dropped, each_text, split_sound, text_buffer
 from moe_codegen.data.minhash import algorithm, bands
 from moe_codegen.data.progress import advance
 from moe_codegen.data.settings import setting
@@ -71,9 +72,9 @@ def sign_unit(unit: Unit, number: int, folder: Path, settings: DedupSettings) ->
                 parts.append(
                     Signatures(
                         rows=row + numbers,
-                        content=_content_hashes(content.to_pylist()),
+                        content=_content_hashes(content),
                         stars=sound.rows.column("stars").to_numpy(),
-                        size=np.array([len(text) for text in content.to_pylist()], np.int64),
+                        size=np.diff(text_buffer(content)[1]),
                         **_near_keys(content, settings, store),
                     )
                 )
@@ -83,9 +84,9 @@ def sign_unit(unit: Unit, number: int, folder: Path, settings: DedupSettings) ->
     return {}
 
 
-def _content_hashes(contents: list[bytes]) -> np.ndarray:
+def _content_hashes(content: pa.Array) -> np.ndarray:
     """(F, 2) uint64: the 128-bit hash of each content."""
-    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, contents)), np.uint64).reshape(-1, 2)
+    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, each_text(content))), np.uint64).reshape(-1, 2)
 
 
 def _near_keys(content: Any, settings: DedupSettings, store: ShingleFile) -> dict[str, np.ndarray]:

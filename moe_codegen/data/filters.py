@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moe_codegen.data.batch import Batch, Dropped, split_sound
+from moe_codegen.data.batch import Batch, Dropped, each_text, split_sound, text_buffer
 from moe_codegen.data.licenses import is_permissive
-from moe_codegen.data.measure import Measures, measure, text_buffer
+from moe_codegen.data.measure import Measures, measure
 from moe_codegen.data.settings import setting
 
 _GENERATED = re.compile(
@@ -23,8 +23,8 @@ _GENERATED = re.compile(
 )
 _CONFIGURATION_TEXT = re.compile(rb"config(?:uration)? file")
 _CONFIGURATION_NAME = re.compile(
-    r"(?:^|/)(?:setup\.cfg|conftest\.py|gruntfile\.js|gulpfile\.js|karma\.conf\.js|[^/]*[._-]config(?:uration)?s?\.[a-z]+"
-    r"|config(?:uration)?s?\.[a-z]+|settings\.[a-z]+|\.[a-z]+rc(?:\.[a-z]+)?|[^/]*\.conf\.[a-z]+)$"
+    r"setup\.cfg|conftest\.py|gruntfile\.js|gulpfile\.js|karma\.conf\.js|(?:.*[._-])?config(?:uration)?s?\.[a-z]+"
+    r"|settings\.[a-z]+|\.[a-z]+rc(?:\.[a-z]+)?|.*\.conf\.[a-z]+"
 )
 _HEAD_BYTES = 1024  # the five first lines are looked for in so many bytes
 
@@ -110,7 +110,7 @@ def _unfit(sound: Batch, settings: CleanSettings, licensed: bool) -> dict[int, s
                 reasons.setdefault(row, "license_not_permissive")
     for row in np.flatnonzero(np.diff(offsets) > settings.max_size).tolist():
         reasons.setdefault(row, "too_large")
-    if b"\0" in data_N.tobytes():
+    if not data_N.all():
         for row in np.unique(np.searchsorted(offsets, np.flatnonzero(data_N == 0), side="right") - 1).tolist():
             reasons.setdefault(row, "nul")
     return reasons
@@ -119,11 +119,9 @@ def _unfit(sound: Batch, settings: CleanSettings, licensed: bool) -> dict[int, s
 def _spoken(rows: pa.RecordBatch, settings: CleanSettings) -> dict[int, str]:
     """Files that say themselves, in their five first lines or by their name, that nobody writes them by hand."""
     reasons: dict[int, str] = {}
-    data_N, offsets = text_buffer(rows.column("content"))
-    text = data_N.tobytes()
     paths = rows.column("path").to_pylist()
-    for place, start in enumerate(offsets[:-1].tolist()):
-        head = text[start : min(start + _HEAD_BYTES, int(offsets[place + 1]))].lower()
+    for place, text in enumerate(each_text(rows.column("content"))):
+        head = bytes(text[:_HEAD_BYTES]).lower()
         if (
             settings.drop_generated
             and (b"generat" in head or b"do not" in head)
@@ -132,7 +130,7 @@ def _spoken(rows: pa.RecordBatch, settings: CleanSettings) -> dict[int, str]:
             reasons[place] = "generated"
         elif settings.drop_configuration and (
             (b"config" in head and _CONFIGURATION_TEXT.search(_five_lines(head)))
-            or (paths[place] and _CONFIGURATION_NAME.search(paths[place].lower()))
+            or _CONFIGURATION_NAME.fullmatch((paths[place] or "").rpartition("/")[2].lower())
         ):
             reasons[place] = "configuration"
     return reasons

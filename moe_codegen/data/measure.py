@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from moe_codegen.data.batch import text_buffer
 from moe_codegen.data.comments import comment_bytes, marker_bytes
 
 RUN = 256  # bytes: shorter runs of encoded data are not counted
@@ -37,15 +38,6 @@ class Measures:
     comment_fraction: np.ndarray
     encoded_run: np.ndarray
     encoded_fraction: np.ndarray
-
-
-def text_buffer(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of a binary column (N,) uint8 and its offsets (F + 1,) int64, the first of which is 0; no copy."""
-    offsets = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, column.offset * 4).astype(np.int64)
-    length = int(offsets[-1] - offsets[0])
-    values = column.buffers()[2]
-    data = np.frombuffer(values, np.uint8, length, int(offsets[0])) if length else np.zeros(0, np.uint8)
-    return data, offsets - offsets[0]
 
 
 def measure(column: pa.Array, languages: list[str | None]) -> Measures:

@@ -12,7 +12,7 @@ from moe_codegen.errors import ColumnError
 
 SCHEMA = pa.schema(
     [
-        pa.field("hexsha", pa.string()),  # the source's own hash, or the git blob hash of `content`
+        pa.field("hexsha", pa.string()),  # the source's own hash, or the 128-bit XXH3 of `content`
         pa.field("repo", pa.string()),
         pa.field("path", pa.string()),
         pa.field("language", pa.string()),  # lower case, as in `languages.LANGUAGES`

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from moe_codegen.data.measure import text_buffer
+from moe_codegen.data.batch import text_buffer
 
 NGRAM = 5  # words
 _WORD = np.frombuffer(
