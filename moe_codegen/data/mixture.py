@@ -38,5 +38,5 @@ def repeated(documents: np.ndarray, lengths: np.ndarray, times: float) -> np.nda
     """`documents` (in random order) taken `times` over: whole passes, then the first of them up to the fraction."""
     whole = int(times)
     ends = np.cumsum(lengths)
-    part = int(np.searchsorted(ends, (times - whole) * (ends[-1] if len(ends) else 0) - 0.5, side="right"))
+    part = int(np.searchsorted(ends, (times - whole) * (ends[-1] if len(ends) else 0) + 0.5, side="right"))
     return np.concatenate([*[documents] * whole, documents[:part]]).astype(np.int64)

@@ -42,7 +42,7 @@ def shingles(column: pa.Array) -> Shingles:
     """
     _, offsets = text_buffer(column)
     blocks = np.searchsorted(offsets, np.arange(0, max(int(offsets[-1]), 1), _BLOCK_BYTES), side="right") - 1
-    bounds = [*np.unique(blocks).tolist(), len(column)]
+    bounds = np.unique([0, *blocks.tolist(), len(column)]).tolist()
     parts = [_block(*text_buffer(column.slice(a, b - a))) for a, b in pairwise(bounds)]
     ends = np.cumsum([0] + [len(part.hashes_G) for part in parts])
     return Shingles(

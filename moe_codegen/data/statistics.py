@@ -30,7 +30,7 @@ def sample_size(
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     unlimited = (z * variation / precision) ** 2
-    finite = unlimited / (1 + (unlimited - 1) / population) if population else 0.0
+    finite = unlimited / (1 + max(unlimited - 1, 0.0) / population) if population else 0.0
     effect = 1 + (max(files_a_repo, 1.0) - 1) * rho
     return SampleSize(unlimited, finite, effect, min(population, math.ceil(finite * effect)))
 
