@@ -162,7 +162,8 @@ def corpus_command(
 
 
 def _show_plan(verb: str, source: Source, out: Path, settings: Any) -> None:
-    table = Table(title=f"{verb} {source.name} -> {out} (nothing is written)", show_header=False)
+    _console.print(f"{verb} {source.name} -> {out} (dry run: nothing is written)", soft_wrap=True)
+    table = Table(show_header=False)
     table.add_row("units", f"{len(source.units):,}")
     table.add_row("text", f"{source.nbytes / 1e6:,.1f} MB" if source.nbytes else "unknown")
     table.add_row("columns", ", ".join(source.schema.names))

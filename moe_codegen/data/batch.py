@@ -18,13 +18,19 @@ BATCH_BYTES = 2 << 20
 class Batch:
     """Rows in our columns, `content` as binary; row `i` is row `first_row + i` of `origin`.
 
-    `faults` names what kept a row (by its number in the batch) from being read at all.
+    Where rows have been taken out, `numbers` says which `i` each one left had. `faults` names what kept a row (by its
+    number in the batch) from being read at all.
     """
 
     rows: pa.RecordBatch
     origin: str
     first_row: int
     faults: dict[int, str] = field(default_factory=dict)
+    numbers: np.ndarray | None = None
+
+    def row_in_origin(self, row: int) -> int:
+        """The number of row `row` of this batch in `origin`."""
+        return self.first_row + (row if self.numbers is None else int(self.numbers[row]))
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Dropped:
         named = {name: batch.rows.column(name)[row].as_py() for name in ("repo", "path", "language")}
         content = batch.rows.column("content")[row]
         size = content.as_buffer().size if content.is_valid else 0
-        where = {"origin": batch.origin, "row": batch.first_row + row}
+        where = {"origin": batch.origin, "row": batch.row_in_origin(row)}
         return cls(
             reason, named["language"], size, {"reason": reason, **(detail or {}), **named, "size": size, **where}
         )
@@ -68,7 +74,8 @@ def split_sound(batch: Batch) -> tuple[Batch, np.ndarray, list[Dropped]]:
         return batch, np.arange(batch.rows.num_rows), []
     sound = np.setdiff1d(np.arange(batch.rows.num_rows), list(faults))
     dropped = [Dropped.of(batch, row, faults[row]) for row in sorted(faults)]
-    return Batch(batch.rows.take(pa.array(sound)), batch.origin, batch.first_row), sound, dropped
+    kept = Batch(batch.rows.take(pa.array(sound)), batch.origin, batch.first_row, numbers=sound)
+    return kept, sound, dropped
 
 
 def _is_utf8(content: bytes) -> bool:

@@ -115,7 +115,7 @@ def _cap(source: Path, out: Path, settings: CorpusSettings) -> dict[str, Record]
     for path in sorted(source.glob("*.parquet")):
         table = pq.read_table(path, columns=["language", *COLUMNS])
         for row in table.to_pylist():
-            order = xxhash.xxh64_intdigest(row["content"])
+            order = xxhash.xxh64_intdigest(row["content"].encode())
             rows[row["language"]].append((order, row["repo"], row["path"], row["content"]))
     if not rows:
         raise OutputError(f"nothing of the packages was left in {source}; its dropped rows say why")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = [f"{verb}_{noun}" for verb in ("load", "save", "make", "find", "drop") for noun in ("row", "node", "key", "path")]
+WORDS = [
+    f"{verb}_{noun}" for verb in ("load", "save", "make", "find", "drop") for noun in ("row", "node", "key", "path")
+]
 
 
 def code(seed: int, lines: int = 30) -> str:
@@ -38,7 +40,9 @@ def row(seed: int, **values: object) -> dict:
     } | values
 
 
-def write(folder: Path, rows: list[dict], name: str = "data.parquet", row_group: int = 10, **types: pa.DataType) -> Path:
+def write(
+    folder: Path, rows: list[dict], name: str = "data.parquet", row_group: int = 10, **types: pa.DataType
+) -> Path:
     """A Parquet file of the rows in `folder`, in small row groups; `types` overrides what Arrow infers."""
     folder.mkdir(parents=True, exist_ok=True)
     names = dict.fromkeys(name for one in rows for name in one)

@@ -14,7 +14,9 @@ from tests.data.rows import code, read, row, write
 
 def run(folder, out, **source_settings):
     manifest = clean(open_source(folder, SourceSettings(**source_settings)), out)
-    logged = [json.loads(line) for path in sorted(out.glob("dropped/*.jsonl")) for line in path.read_text().splitlines()]
+    logged = [
+        json.loads(line) for path in sorted(out.glob("dropped/*.jsonl")) for line in path.read_text().splitlines()
+    ]
     counted = {reason: sum(files for files, _ in some.values()) for reason, some in manifest["tally"].items()}
     assert len(logged) == sum(count for reason, count in counted.items() if reason != "kept")
     return counted, logged
@@ -49,6 +51,23 @@ def test_invalid_utf8_in_a_string_column(tmp_path):
     assert counted == {"kept": 2, "invalid_utf8": 1}
 
 
+def test_a_row_keeps_its_number_when_rows_before_it_are_dropped(tmp_path):
+    rows = [
+        row(0, content=None),
+        row(1),
+        row(2, licenses=["GPL-3.0"]),
+        row(3, content=""),
+        row(4, content="x = 1\n" * 9),
+    ]
+    _, logged = run(write(tmp_path / "in", rows), tmp_path / "out")
+    assert {one["row"]: one["reason"] for one in logged} == {
+        0: "null_content",
+        2: "license_not_permissive",
+        3: "empty",
+        4: "comment_fraction",
+    }
+
+
 def test_null_counts_and_null_licenses(tmp_path):
     rows = [row(0, stars=None), row(1, licenses=None), row(2, licenses=["GPL-3.0"]), row(3, licenses=[])]
     counted, _ = run(write(tmp_path / "in", rows), tmp_path / "out")
@@ -76,7 +95,12 @@ def test_missing_content_names_column_file_and_what_is_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "values", "expected"),
-    [("content", 3, "string"), ("stars", "many", "a number"), ("licenses", 7, "list of strings"), ("path", 1.5, "string")],
+    [
+        ("content", 3, "string"),
+        ("stars", "many", "a number"),
+        ("licenses", 7, "list of strings"),
+        ("path", 1.5, "string"),
+    ],
 )
 def test_a_wrong_type_names_column_expected_found_and_file(tmp_path, column, values, expected):
     write(tmp_path / "in", [row(0, **{column: values})])

@@ -8,7 +8,9 @@ from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
 from tests.data.rows import row, write
 from tests.tiny import FAMILIES, VOCABULARY, dense_model
 
-DOCUMENTS = [torch.randint(1, VOCABULARY, (length,), generator=torch.Generator().manual_seed(length)) for length in (9, 14, 5)]
+DOCUMENTS = [
+    torch.randint(1, VOCABULARY, (length,), generator=torch.Generator().manual_seed(length)) for length in (9, 14, 5)
+]
 
 
 def packed_rows():

@@ -10,12 +10,14 @@ from tests.data.rows import code, read, row, write
 PROBLEMS = [
     {
         "task_id": "Bench/0",
-        "prompt": 'def closest(rows):\n    """ Return the two rows that lie closest together in the plane, in their order.\n    """\n',
-        "canonical_solution": "    best = None\n    for one in rows:\n        best = max(best, one * 2)\n    return best\n",
+        "prompt": 'def closest(rows):\n    """ Return the two rows that lie closest together in the plane, in order.\n    """\n',
+        "canonical_solution": "    best = 0\n    for one in rows:\n        best = max(best, one * 2)\n    return best\n",
     },
     {"task_id": "Bench/1", "prompt": "def add(x, y):\n", "canonical_solution": "    return x + y\n"},
 ]
-JAVA = [{"name": "mbpp_1", "prompt": "// Return the sum of what was given.\n", "canonical": "return a.stream().sum();\n}\n"}]
+JAVA = [
+    {"name": "mbpp_1", "prompt": "// Return the sum of what was given.\n", "canonical": "return a.stream().sum();\n}\n"}
+]
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ PLANTED = {
     "solution": PROBLEMS[0]["canonical_solution"],
     "other indentation": PROBLEMS[0]["canonical_solution"].replace("    ", "\t\t\t"),
     "other case and blank lines": PROBLEMS[0]["canonical_solution"].upper().replace("\n", "\n\n  \n"),
-    "docstring in a comment": "# Return the two rows that lie closest together in the plane, in their order.\n",
+    "docstring in a comment": "# Return the two rows that lie closest together in the plane, in order.\n",
     "short solution": PROBLEMS[1]["canonical_solution"],
     "short solution, other indentation": "\t\treturn  x+y\n",
     "java solution": JAVA[0]["canonical"],
@@ -50,7 +52,9 @@ def test_planted_benchmarks_are_removed(tmp_path, benchmarks, name):
     assert manifest["problems_found"] == {logged["problem"]: 1}
 
 
-@pytest.mark.parametrize("text", ["total = x + y\n", "return x + y + z\n", "def add(x, y, z):\n", "// Return the sum\n"])
+@pytest.mark.parametrize(
+    "text", ["total = x + y\n", "return x + y + z\n", "def add(x, y, z):\n", "// Return the sum\n"]
+)
 def test_what_only_resembles_a_short_pattern_stays(tmp_path, benchmarks, text):
     folder = write(tmp_path / "in", [row(0, content=code(0) + text)])
     decontaminate(open_source(folder), tmp_path / "out", DecontaminateSettings(benchmarks))

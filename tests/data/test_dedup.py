@@ -12,7 +12,9 @@ def run(tmp_path, rows, settings=None, name="out", num_proc=1, row_group=10):
     source = open_source(write(tmp_path / "in", rows, row_group=row_group), unit_bytes=4000)
     manifest = dedup(source, tmp_path / name, settings, num_proc=num_proc)
     kept = [one["path"] for one in read(tmp_path / name)]
-    logged = [json.loads(line) for path in (tmp_path / name).glob("dropped/*") for line in path.read_text().splitlines()]
+    logged = [
+        json.loads(line) for path in (tmp_path / name).glob("dropped/*") for line in path.read_text().splitlines()
+    ]
     return manifest, kept, {one["path"]: one for one in logged}
 
 
@@ -34,7 +36,9 @@ def test_planted_near_duplicates_are_found_and_distant_files_kept(tmp_path):
     copies = [row(100 + seed, stars=0, content=edited(code(seed, 60), 0.005 * seed, seed)) for seed in range(60)]
     _, kept, dropped = run(tmp_path, originals + copies)
     assert {one["path"] for one in originals} <= set(kept)
-    near = {one["path"]: similarity(one["content"], base["content"]) for one, base in zip(copies, originals, strict=True)}
+    near = {
+        one["path"]: similarity(one["content"], base["content"]) for one, base in zip(copies, originals, strict=True)
+    }
     assert min(near.values()) < 0.6  # some are no duplicates at all
     assert all(path in dropped for path, value in near.items() if value >= 0.85)
     assert all(near[path] >= 0.7 for path in dropped)

@@ -45,7 +45,7 @@ def test_measures_equal_the_plain_definitions(texts):
 )
 def test_comments_are_found_by_their_markers(language, text, comment):
     # A second file in the batch must not be reached by the first one's open comment.
-    made = measure(pa.array([text.encode(), b"/* \"\"\" \nz\n"], pa.binary()), [language, "c"])
+    made = measure(pa.array([text.encode(), b'/* """ \nz\n'], pa.binary()), [language, "c"])
     assert made.comment_fraction[0] == pytest.approx(len(comment) / len(text))
 
 
@@ -57,7 +57,9 @@ def test_encoded_runs_are_measured_and_ordinary_code_is_not():
     base64 = "QUJD" * 600
     numbers = ", ".join(f"0x{value % 256:02x}" for value in range(800))
     plain = code(3, 300) + "//" * 500 + " " * 900 + "\n"
-    made = measure(pa.array([f"x = '{base64}'".encode(), numbers.encode(), plain.encode()]).cast(pa.binary()), ["c"] * 3)
+    made = measure(
+        pa.array([f"x = '{base64}'".encode(), numbers.encode(), plain.encode()]).cast(pa.binary()), ["c"] * 3
+    )
     assert made.encoded_run[0] == len(base64)
     assert made.encoded_run[1] == len(numbers.replace(" ", ""))
     assert made.encoded_run[2] == 0
@@ -120,13 +122,22 @@ def test_configuration_files_by_name(path, dropped):
 
 
 def test_languages_are_chosen():
-    found = reasons(CleanSettings(languages=("java",)), row(0), row(1, language="Java", content="// row\n" * 9 + code(1)))
+    found = reasons(
+        CleanSettings(languages=("java",)), row(0), row(1, language="Java", content="// row\n" * 9 + code(1))
+    )
     assert [one for one, _ in found] == ["language"]
 
 
 @pytest.mark.parametrize(
     ("license_id", "permissive"),
-    [("MIT", True), ("mit", True), ("GPL-3.0", False), ("GPL-2.0 OR MIT", True), ("MIT AND GPL-2.0", False), ("", False)],
+    [
+        ("MIT", True),
+        ("mit", True),
+        ("GPL-3.0", False),
+        ("GPL-2.0 OR MIT", True),
+        ("MIT AND GPL-2.0", False),
+        ("", False),
+    ],
 )
 def test_permissive_licenses(license_id, permissive):
     assert is_permissive(license_id) == permissive

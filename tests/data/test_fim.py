@@ -49,5 +49,5 @@ def test_every_known_spelling_is_found(spelling):
 
 
 def test_a_tokenizer_without_sentinels():
-    with pytest.raises(TokenizerError, match="no fill-in-the-middle sentinels.*--fim-rate 0"):
+    with pytest.raises(TokenizerError, match=r"no fill-in-the-middle sentinels.*--fim-rate 0"):
         find_sentinels({"<fim-prefix>": 1, "a": 2})

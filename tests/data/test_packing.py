@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def documents(folder, encoder):
     pieces = []
     for one in read(folder):
         bounds = np.cumsum([0, *one["lengths"]])
-        pieces += [one["input_ids"][a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        pieces += [one["input_ids"][a:b] for a, b in pairwise(bounds)]
         assert set(one["input_ids"][bounds[-1] :]) <= {encoder.padding}
     return pieces
 
@@ -113,7 +114,10 @@ def test_fill_in_the_middle_uses_the_sentinels_and_text_cannot_forge_them(tmp_pa
         assert [ids.count(sentinels.ids[token]) for token in sentinels.tokens] == [60 * each] * 3
         assert ids.count(encoder.end) == 60
     texts = {one["content"] for one in rows}
-    assert {encoder.tokenizer.decode(piece[:-1], skip_special_tokens=False) for piece in documents(tmp_path / "plain", encoder)} == texts
+    assert {
+        encoder.tokenizer.decode(piece[:-1], skip_special_tokens=False)
+        for piece in documents(tmp_path / "plain", encoder)
+    } == texts
 
 
 def test_mixtures(tmp_path, tokenizer):
@@ -195,6 +199,10 @@ def test_bad_tokenizers_and_settings(tmp_path, tokenizer):
         pack(made, tmp_path / "out", PackSettings(str(tmp_path)))
     with pytest.raises(TokenizerError, match="no tokenizer can be loaded"):
         make_tokenizer(made, tmp_path / "out", TokenizerSettings(base=str(tmp_path / "none")))
-    for settings in (PackSettings(tokenizer, 1), PackSettings(tokenizer, fim_rate=2.0), PackSettings(tokenizer, weights=("a",))):
+    for wrong in (
+        PackSettings(tokenizer, 1),
+        PackSettings(tokenizer, fim_rate=2.0),
+        PackSettings(tokenizer, weights=("a",)),
+    ):
         with pytest.raises(ConfigError):
-            pack(made, tmp_path / "bad", settings)
+            pack(made, tmp_path / "bad", wrong)

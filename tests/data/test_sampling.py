@@ -82,5 +82,5 @@ def test_languages_seed_and_workers(tmp_path):
     assert read(tmp_path / "one") != read(tmp_path / "three")
     with pytest.raises(ConfigError, match="no file in cobol; found c, java, python"):
         sample(source, tmp_path / "four", SampleSettings(languages=("cobol",)))
-    with pytest.raises(ConfigError, match="precision=1.5 should lie between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"precision=1\.5 should lie between 0 and 1"):
         sample(source, tmp_path / "five", SampleSettings(precision=1.5))

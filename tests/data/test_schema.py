@@ -36,7 +36,10 @@ def test_the_stack_with_all_its_columns(tmp_path):
 
 
 def test_a_file_is_kept_if_any_of_its_repositories_is_permissive(tmp_path):
-    rows = [the_stack_row(1, max_stars_repo_licenses=["GPL-3.0"]), the_stack_row(2, max_stars_repo_licenses=["GPL-3.0"])]
+    rows = [
+        the_stack_row(1, max_stars_repo_licenses=["GPL-3.0"]),
+        the_stack_row(2, max_stars_repo_licenses=["GPL-3.0"]),
+    ]
     rows[1] |= {"max_issues_repo_licenses": None, "max_forks_repo_licenses": ["LGPL-2.1"]}
     manifest = clean(open_source(write(tmp_path / "in", rows)), tmp_path / "out")
     assert manifest["tally"]["kept"]["python"][0] == 1
@@ -114,7 +117,9 @@ def test_a_folder_of_checkouts(tmp_path):
     for name, text in files.items():
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text(text)
-    rows = [one for unit in open_source(tmp_path / "in").units for batch in unit.batches() for one in batch.rows.to_pylist()]
+    rows = [
+        one for unit in open_source(tmp_path / "in").units for batch in unit.batches() for one in batch.rows.to_pylist()
+    ]
     assert [(one["repo"], one["path"], one["language"], one["licenses"]) for one in rows] == [
         ("one", "a.py", "python", ["MIT"]),
         ("one", "sub/b.py", "python", ["GPL-3.0"]),
@@ -146,7 +151,7 @@ def test_a_gated_dataset_says_what_to_do(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'bigcode/the-stack' is a gated dataset on the Hub.")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(GatedDatasetError, match="accept its terms.*HF_TOKEN"):
+    with pytest.raises(GatedDatasetError, match=r"accept its terms.*HF_TOKEN"):
         load_stream("bigcode/the-stack", SourceSettings())
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: 1 / 0)
     with pytest.raises(SourceError, match="cannot be read from the Hub"):

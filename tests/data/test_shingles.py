@@ -12,7 +12,9 @@ from moe_codegen.data.shingles import jaccard, shingles
 from tests.data.rows import code, edited
 
 WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+")
-TEXT = st.lists(st.sampled_from(["a", "b", " ", "\n", "(", "long_identifier_of_many_bytes", "é", "7"]), max_size=40).map("".join)
+TEXT = st.lists(
+    st.sampled_from(["a", "b", " ", "\n", "(", "long_identifier_of_many_bytes", "é", "7"]), max_size=40
+).map("".join)
 
 
 def grams(text):
