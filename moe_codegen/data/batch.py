@@ -111,7 +111,7 @@ def text_buffer(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 def each_text(column: pa.Array) -> Iterator[memoryview]:
     """The bytes of each file of a binary column without nulls; no copy."""
     data_N, offsets = text_buffer(column)
-    view = memoryview(data_N)
+    view = data_N.data
     return (view[start:end] for start, end in pairwise(offsets.tolist()))
 
 

@@ -1,5 +1,6 @@
 """Worker processes: one unit each at a time, never outliving the process that started them."""
 
+import ctypes
 import multiprocessing
 import os
 import threading
@@ -52,7 +53,21 @@ def map_units(
             pool.shutdown(cancel_futures=True)
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 128 MiB of freed memory instead of giving it back after each batch.
+
+    A third of the time of measuring a batch went into page faults on arrays that had just been freed. Only the GNU C
+    library knows these options; elsewhere nothing changes.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(trim_threshold, 128 << 20)
+        library.mallopt(mmap_threshold, 32 << 20)
+
+
 def _start_worker(counters: SynchronizedArray) -> None:
+    keep_freed_memory()
     # One thread in each library: the processes are the parallelism.
     os.environ["RAYON_NUM_THREADS"] = "1"
     count_into(counters)

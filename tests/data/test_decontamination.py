@@ -10,8 +10,8 @@ from tests.data.rows import code, read, row, write
 PROBLEMS = [
     {
         "task_id": "Bench/0",
-        "prompt": 'def closest(rows):\n    """ Return the two rows that lie closest together in the plane, in order.\n    """\n',
-        "canonical_solution": "    best = 0\n    for one in rows:\n        best = max(best, one * 2)\n    return best\n",
+        "prompt": "# Return the two rows that lie closest together in the plane, in order.\ndef closest(rows):\n",
+        "canonical_solution": "    best = 0\n    for one in rows:\n        best = max(best, one)\n    return best\n",
     },
     {"task_id": "Bench/1", "prompt": "def add(x, y):\n", "canonical_solution": "    return x + y\n"},
 ]
@@ -33,7 +33,7 @@ PLANTED = {
     "solution": PROBLEMS[0]["canonical_solution"],
     "other indentation": PROBLEMS[0]["canonical_solution"].replace("    ", "\t\t\t"),
     "other case and blank lines": PROBLEMS[0]["canonical_solution"].upper().replace("\n", "\n\n  \n"),
-    "docstring in a comment": "# Return the two rows that lie closest together in the plane, in order.\n",
+    "docstring in another comment": "/* Return the two rows that lie closest together in the plane, in order. */\n",
     "short solution": PROBLEMS[1]["canonical_solution"],
     "short solution, other indentation": "\t\treturn  x+y\n",
     "java solution": JAVA[0]["canonical"],
