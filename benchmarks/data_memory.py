@@ -50,7 +50,10 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def synthesize(folder: Path, nbytes: int) -> int:
-    """Files of random lines of the standard library: half in shards of small row groups, half in one row group."""
+    """Files of random lines of the standard library, each numbered, so that no two files are near-duplicates.
+
+    Half of them lie in shards of small row groups, half in a single row group.
+    """
     generator = random.Random(0)
     sources = sorted(Path(os.__file__).parent.glob("*.py"))
     pool = [line for path in sources for line in path.read_text("utf-8", "replace").split("\n") if line.strip()]
@@ -62,7 +65,9 @@ def synthesize(folder: Path, nbytes: int) -> int:
             held: list[pa.Table] = []
             done = number = 0
             while done < share:
-                texts = ["\n".join(generator.choices(pool, k=generator.randint(20, 400))) for _ in range(1000)]
+                texts = [
+                    numbered(generator.choices(pool, k=generator.randint(20, 400)), done + written) for _ in range(1000)
+                ]
                 names = [f"repo{generator.randrange(5000)}" for _ in texts]
                 paths = [f"shard{shard}/{number + place}.py" for place in range(len(texts))]
                 held.append(pa.table([names, paths, texts], schema=schema))
@@ -74,6 +79,11 @@ def synthesize(folder: Path, nbytes: int) -> int:
                     held = []
         written += done
     return written
+
+
+def numbered(lines: list[str], first: int) -> str:
+    """The lines with a number each, counted on from `first`."""
+    return "\n".join([f"{line} # {number}" for number, line in enumerate(lines, first)])
 
 
 def peak_memory(command: list[str]) -> int:
