@@ -14,7 +14,7 @@ from moe_codegen.data.packing import PackSettings, pack
 from moe_codegen.data.reporting import report
 from moe_codegen.data.sampling import SampleSettings, sample
 from moe_codegen.data.settings import SourceSettings, settings_from
-from moe_codegen.data.sources import Source, open_source
+from moe_codegen.data.sources import UNIT_BYTES, Source, open_source
 from moe_codegen.data.splitting import TRAIN, VALIDATION, SplitSettings, split
 from moe_codegen.data.stage import Record
 from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
@@ -88,7 +88,9 @@ def _beside(toml: Path, name: str) -> str:
     return str(beside) if beside.exists() else name
 
 
-def prepare(plan: Plan, out: str | Path, *, num_proc: int = 1, quiet: bool = True) -> dict[str, Record]:
+def prepare(
+    plan: Plan, out: str | Path, *, num_proc: int = 1, quiet: bool = True, unit_bytes: int = UNIT_BYTES
+) -> dict[str, Record]:
     """Run the plan; returns the manifests by folder. Killed and run again, it goes on where it was.
 
     After `split`, the tokenizer is trained on the training side and both sides are packed. A `pack` without tokenizer
@@ -104,7 +106,7 @@ def prepare(plan: Plan, out: str | Path, *, num_proc: int = 1, quiet: bool = Tru
         return out / into
 
     for number, (name, settings) in enumerate(plan.steps.items(), 1):
-        source = open_source(data) if data else open_source(plan.source, plan.source_settings)
+        source = open_source(data or plan.source, None if data else plan.source_settings, unit_bytes)
         into = f"{number}-{name}"
         if name == "tokenizer":
             tokenizer = str(run(name, into, source, settings))
@@ -112,7 +114,7 @@ def prepare(plan: Plan, out: str | Path, *, num_proc: int = 1, quiet: bool = Tru
             settings = settings if settings.tokenizer else replace(settings, tokenizer=tokenizer)
             sides = {side: data.parent / side for side in (TRAIN, VALIDATION)} if data and "split" in plan.steps else {}
             for side, folder in sides.items():
-                run(name, f"{into}-{side}", open_source(folder), settings)
+                run(name, f"{into}-{side}", open_source(folder, unit_bytes=unit_bytes), settings)
             if not sides:
                 run(name, into, source, settings)
         else:

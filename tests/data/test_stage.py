@@ -11,6 +11,7 @@ import pytest
 
 from moe_codegen.data.cleaning import clean
 from moe_codegen.data.filters import CleanSettings
+from moe_codegen.data.preparation import prepare, read_plan
 from moe_codegen.data.sources import open_source
 from moe_codegen.data.stage import MANIFEST, WORK, read_manifest
 from moe_codegen.data.workers import map_units
@@ -29,13 +30,10 @@ vocabulary = 400
 [pack]
 sequence_length = 128
 """
-PREPARE = """
-import sys
-from moe_codegen.data import sources
-sources.open_source.__defaults__ = (None, 8000)  # many units
+UNIT_BYTES = 8000  # many units
+COMMAND = """
 from moe_codegen.data.preparation import prepare, read_plan
-if __name__ == "__main__":
-    prepare(read_plan(sys.argv[1]), sys.argv[2], num_proc=int(sys.argv[3]))
+prepare(read_plan("plan.toml"), "killed", num_proc=2, unit_bytes={})
 """
 
 
@@ -45,33 +43,25 @@ def plan(tmp_path):
     rows[5]["content"], rows[6]["content"] = None, "x" * 2000
     write(tmp_path / "in", rows)
     (tmp_path / "plan.toml").write_text(PLAN)
-    (tmp_path / "prepare.py").write_text(PREPARE)
     return tmp_path
 
 
-def start(plan, out, num_proc=2):
-    command = [sys.executable, "-W", "ignore", "prepare.py", "plan.toml", out, str(num_proc)]
-    return subprocess.Popen(command, cwd=plan, start_new_session=True, stderr=subprocess.PIPE)
-
-
-def test_a_killed_run_resumed_is_byte_identical(plan):
-    begun = time.perf_counter()
-    assert start(plan, "whole", num_proc=1).wait() == 0
-    seconds = time.perf_counter() - begun
-    assert not list(plan.glob("whole/**/.work"))
-    generator = random.Random(0)
-    kills = 0
-    for _ in range(2):
-        process = start(plan, "killed")
-        try:
-            process.wait(timeout=seconds * generator.uniform(0.5, 0.9))
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers have to notice
-            process.wait()
-            kills += 1
-    assert kills
-    assert start(plan, "killed").wait() == 0
+@pytest.mark.parametrize("verb", ["2-dedup", "5-pack-train"])
+def test_a_killed_run_resumed_is_byte_identical(plan, verb):
+    """Killed (the parent alone: its workers have to notice) while `verb` runs; resumed with another worker count."""
+    command = [sys.executable, "-W", "ignore", "-c", COMMAND.format(UNIT_BYTES)]
+    process = subprocess.Popen(command, cwd=plan)
+    while not (plan / "killed" / verb / WORK).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.Random(verb).uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert read_manifest(plan / "killed" / verb) is None
+    for out in ("killed", "whole"):
+        prepare(read_plan(plan / "plan.toml"), plan / out, unit_bytes=UNIT_BYTES)
     assert tree(plan / "killed") == tree(plan / "whole")
+    assert not list(plan.rglob(WORK))
 
 
 class Stop(Exception):
