@@ -96,8 +96,14 @@ def _files(repository: Path) -> Iterator[str]:
 
 
 def _repository_license(repository: Path) -> str | None:
-    """The licence that the first licence file at the top of the repository names."""
-    for path in sorted(repository.iterdir()):
-        if path.name.lower().startswith(_LICENSE_FILES) and path.is_file():
-            return identify_license(path.read_text("utf-8", "ignore"))
+    """The licence that the repository's own licence file names: the one nearest to its top, at most three folders down.
+
+    Packages keep theirs beneath a folder of their name and version.
+    """
+    for depth in range(4):
+        for path in sorted(repository.glob("*/" * depth + "*")):
+            if path.name.lower().startswith(_LICENSE_FILES) and path.is_file():
+                found = identify_license(path.read_text("utf-8", "ignore"))
+                if found:
+                    return found
     return None

@@ -113,6 +113,9 @@ def test_a_folder_of_checkouts(tmp_path):
         "one/notes.unknown": "text",
         "one/.git/hook.py": code(3),
         "two/c.java": code(4),
+        "three/package-1.0/d.py": code(5),
+        "three/package-1.0/COPYING": "GNU General Public License",
+        "three/package-1.0/vendored/deep/LICENSE": "Apache License, Version 2.0",
     }
     for name, text in files.items():
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +126,7 @@ def test_a_folder_of_checkouts(tmp_path):
     assert [(one["repo"], one["path"], one["language"], one["licenses"]) for one in rows] == [
         ("one", "a.py", "python", ["MIT"]),
         ("one", "sub/b.py", "python", ["GPL-3.0"]),
+        ("three", "package-1.0/d.py", "python", ["GPL-2.0"]),
         ("two", "c.java", "java", None),
     ]
 
