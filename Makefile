@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test gpu-test kernels-verify lint bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,6 +16,13 @@ demo: $(INSTALLED)  ## train a small dense model, convert it, verify it, complet
 
 test: lint  ## lint, types, import contract and every test that needs no GPU
 	$(BIN)/python -m pytest --numprocesses 2
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 tests/kernels/interpreter
+
+gpu-test: $(INSTALLED)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+kernels-verify: $(INSTALLED)  ## compile every shipped kernel tile for every architecture and read the machine code
+	KERNELS_VERIFY=all $(BIN)/python -m pytest --numprocesses 2 tests/kernels/compiled
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

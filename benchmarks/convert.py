@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.published import PUBLISHED, write_published
+from benchmarks.published import add_model_options, source_and_mixture
 from benchmarks.registry import Result, Row, case
 from moe_codegen.reporting import format_bytes
 
@@ -19,30 +19,16 @@ CHUNK = 16 * 2**20
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The model, its mixture, and where to write."""
-    parser.add_argument("--model", choices=PUBLISHED, default="santacoder")
-    parser.add_argument("--num-experts", type=int, default=8)
+    """The model, and the dtype it is written in."""
+    add_model_options(parser)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--num-layers", type=int, help="fewer than published, for a smaller trial")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; holds source and result [a temporary one]")
-    parser.add_argument("--keep", action="store_true", help="leave source and last result in --folder")
 
 
 @case("convert", "upcycle a checkpoint of full size: time against plain writing, private memory", add_options)
 def run(options: argparse.Namespace) -> Result:
-    """Write the source if it is not there, then for each repeat: plain writes, conversion, verification."""
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="moe-codegen-"))
-    source, out = folder / options.model, folder / f"{options.model}-moe"
-    try:
-        if not source.exists():
-            write_published(options.model, source, options.num_layers)
+    """For each repeat: plain writes, conversion, verification."""
+    with source_and_mixture(options) as (source, out):
         rows = [_measure(source, out, options) for _ in range(options.repeats)]
-    finally:
-        if not options.keep:
-            shutil.rmtree(out, ignore_errors=True)
-        if not options.folder:
-            shutil.rmtree(folder)
     ratios = sorted(row["convert / plain"] for row in rows)
     return Result(rows, notes=[f"conversion / plain writing, median: {ratios[len(ratios) // 2]:.2f}"])
 

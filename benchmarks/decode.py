@@ -1,43 +1,32 @@
 """Generation with a model of full size on the CPU: tokens per second beside the dense model and the memory's speed."""
 
 import argparse
-import shutil
-import tempfile
 import time
-from pathlib import Path
 
 import torch
-from moe_codegen.modeling.parameters import count_parameters
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.published import PUBLISHED, write_published
+from benchmarks.published import add_model_options, source_and_mixture
 from benchmarks.registry import Result, Row, case
 from moe_codegen import MoEForCausalLM, upcycle
+from moe_codegen.modeling.parameters import count_parameters
 
 COPIED_BYTES = 2**30
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The model, its mixture, and how long to generate."""
-    parser.add_argument("--model", choices=PUBLISHED, default="santacoder")
-    parser.add_argument("--num-layers", type=int, help="fewer than published, for a smaller trial")
-    parser.add_argument("--num-experts", type=int, default=8)
+    """The model, and how long to generate."""
+    add_model_options(parser)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="holds the two checkpoints; made there if absent [temporary]")
 
 
 @case("decode", "tokens per second of a mixture, its dense source, and the limit memory sets", add_options)
 def run(options: argparse.Namespace) -> Result:
-    """Generate greedily with both, in turn, in bf16; the first round only warms up."""
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="moe-codegen-"))
-    source, mixture = folder / options.model, folder / f"{options.model}-moe"
-    try:
-        if not source.exists():
-            write_published(options.model, source, options.num_layers)
+    """Generate greedily with one, then the other, in bf16; the first round only warms up."""
+    rows = []
+    with source_and_mixture(options) as (source, mixture):
         if not mixture.exists():
             upcycle(source, mixture, num_experts=options.num_experts, dtype="bfloat16")
-        rows = []
         for name, model_class, path in (
             ("dense", AutoModelForCausalLM, source),
             ("mixture", MoEForCausalLM, mixture),
@@ -45,9 +34,6 @@ def run(options: argparse.Namespace) -> Result:
             model = model_class.from_pretrained(path, dtype=torch.bfloat16).eval()
             rows.append(_measure(name, model, options.tokens, options.repeats))
             del model
-    finally:
-        if not options.folder:
-            shutil.rmtree(folder)
     dense, sparse = (row["tokens / s"] for row in rows)
     return Result(rows, notes=[f"mixture / dense: {sparse / dense:.2f}"])
 

@@ -6,9 +6,11 @@
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -85,6 +87,26 @@ def write_published(
         write_shard(folder, shard, advance)
     write_index(folder, shards)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Flags for a case that runs on a published model and its mixture."""
+    parser.add_argument("--model", choices=PUBLISHED, default="santacoder")
+    parser.add_argument("--num-layers", type=int, help="fewer than published, for a smaller trial")
+    parser.add_argument("--num-experts", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="holds source and mixture, and keeps them [a temporary one]")
+
+
+@contextmanager
+def source_and_mixture(options: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    """Paths of the source, written if it is not there, and of its mixture; a temporary folder is removed after."""
+    with ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(TemporaryDirectory(prefix="moe-codegen-")))
+        source = folder / options.model
+        if not source.exists():
+            write_published(options.model, source, options.num_layers)
+        yield source, folder / f"{options.model}-moe"
 
 
 def _random(name: str, shape: tuple[int, ...]) -> list[torch.Tensor]:

@@ -28,24 +28,6 @@ def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Ten
     return weights_TK, expert_ids_TK
 
 
-def route_backward(
-    grad_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, renormalise: bool
-) -> Tensor:
-    """d(logits) of `route`.
-
-    Renormalised weights are a softmax over the chosen logits alone: d_chosen = w * (grad - <grad, w>).
-    Otherwise w is a slice of the full softmax p: d = scatter(w * grad) - p * <grad, w>.
-    """
-    dot_T1 = (grad_TK * weights_TK).sum(dim=-1, keepdim=True)
-    if renormalise:
-        d_logits_TE = torch.zeros_like(logits_TE, dtype=weights_TK.dtype)
-        d_logits_TE.scatter_(1, expert_ids_TK, weights_TK * (grad_TK - dot_T1))
-    else:
-        d_logits_TE = -dot_T1 * torch.softmax(logits_TE, dim=-1, dtype=weights_TK.dtype)
-        d_logits_TE.scatter_add_(1, expert_ids_TK, weights_TK * grad_TK)
-    return d_logits_TE.to(logits_TE.dtype)
-
-
 def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """order_R, inverse_R and offsets_E of the ids, by one stable sort."""
     ids_R = expert_ids_TK.reshape(-1).clamp(max=num_experts)

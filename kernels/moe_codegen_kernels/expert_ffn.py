@@ -15,7 +15,9 @@ from torch import Tensor
 
 from moe_codegen_kernels import cpu
 from moe_codegen_kernels.activations import ACTIVATIONS
-from moe_codegen_kernels.routing import fake_plan
+from moe_codegen_kernels.gpu_import import gpu_module
+from moe_codegen_kernels.routing import fake_plan, no_plan
+from moe_codegen_kernels.tiles import gpu_of
 
 
 def expert_ffn(
@@ -117,9 +119,44 @@ def expert_ffn_op(
     trains: bool,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """out_TD, then for backward preactivation_RG (empty unless `trains` and not `recompute`) and the plan."""
+    """out_TD, then for backward preactivation_RG (empty when to `recompute`) and the plan; else all empty."""
     keep = trains and not recompute
-    return cpu.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, keep)
+    out_TD, preactivation_RG, *plan = cpu.expert_ffn(
+        hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, keep
+    )
+    return out_TD, preactivation_RG, *(plan if trains else no_plan(expert_ids_TK))
+
+
+@expert_ffn_op.register_kernel("cuda")
+def expert_ffn_cuda(
+    hidden_TD: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    up: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    activation: str,
+    gated: bool,
+    trains: bool,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The op on a GPU."""
+    with torch.cuda.device_of(hidden_TD):
+        return gpu_module("layer").expert_ffn(
+            hidden_TD,
+            expert_ids_TK,
+            weights_TK,
+            up,
+            up_bias,
+            down,
+            down_bias,
+            activation,
+            gated,
+            trains,
+            trains and not recompute,
+            gpu_of(hidden_TD.device),
+        )
 
 
 @expert_ffn_op.register_fake
@@ -138,7 +175,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     keep = trains and not recompute
     preactivation_RG = hidden_TD.new_empty((expert_ids_TK.numel(), up.shape[1]) if keep else (0,))
-    plan = fake_plan(expert_ids_TK, up.shape[0])
+    plan = fake_plan(expert_ids_TK, up.shape[0]) if trains else no_plan(expert_ids_TK)
     return hidden_TD.new_empty(hidden_TD.shape[0], down.shape[1]), preactivation_RG, *plan
 
 
@@ -176,6 +213,13 @@ def expert_ffn_backward_op(
         gated,
         needs,
     )
+
+
+@expert_ffn_backward_op.register_kernel("cuda")
+def expert_ffn_backward_cuda(grad_TD: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The op on a GPU."""
+    with torch.cuda.device_of(grad_TD):
+        return gpu_module("layer").expert_ffn_backward(grad_TD, *arguments, gpu_of(grad_TD.device))
 
 
 @expert_ffn_backward_op.register_fake

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels import cpu
+from moe_codegen_kernels.gpu_import import gpu_module
+from moe_codegen_kernels.tiles import gpu_of
 
 
 def grouped_gemm(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor) -> Tensor:
@@ -48,6 +50,14 @@ def grouped_gemm_op(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | Non
     return cpu.grouped_gemm(rows_RK, matrices_ENK, bias_EN, offsets_E)
 
 
+@grouped_gemm_op.register_kernel("cuda")
+def grouped_gemm_cuda(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor) -> Tensor:
+    """The op on a GPU."""
+    with torch.cuda.device_of(rows_RK):
+        gpu = gpu_of(rows_RK.device)
+        return gpu_module("parts").grouped_gemm(rows_RK, matrices_ENK, bias_EN, offsets_E, gpu)
+
+
 @grouped_gemm_op.register_fake
 def _(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor) -> Tensor:
     return rows_RK.new_empty(rows_RK.shape[0], matrices_ENK.shape[1])
@@ -80,6 +90,13 @@ def grouped_gemm_ragged_k_op(left_RM: Tensor, right_RN: Tensor, offsets_E: Tenso
     return cpu.grouped_gemm_ragged_k(left_RM, right_RN, offsets_E)
 
 
+@grouped_gemm_ragged_k_op.register_kernel("cuda")
+def grouped_gemm_ragged_k_cuda(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) -> Tensor:
+    """The op on a GPU."""
+    with torch.cuda.device_of(left_RM):
+        return gpu_module("parts").grouped_gemm_ragged_k(left_RM, right_RN, offsets_E, gpu_of(left_RM.device))
+
+
 @grouped_gemm_ragged_k_op.register_fake
 def _(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) -> Tensor:
     return left_RM.new_empty(offsets_E.numel() - 1, left_RM.shape[1], right_RN.shape[1])
@@ -89,6 +106,14 @@ def _(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) -> Tensor:
 def combine_op(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: Tensor) -> Tensor:
     """Weighted sum over each token's choices."""
     return cpu.combine(rows_RD, weights_TK, inverse_R, offsets_E)
+
+
+@combine_op.register_kernel("cuda")
+def combine_cuda(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: Tensor) -> Tensor:
+    """The op on a GPU."""
+    inverse_TK = inverse_R.view(weights_TK.shape)
+    with torch.cuda.device_of(rows_RD):
+        return gpu_module("rows").combine(rows_RD.contiguous(), weights_TK.contiguous(), inverse_TK, offsets_E)
 
 
 @combine_op.register_fake

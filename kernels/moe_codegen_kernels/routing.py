@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels import cpu
+from moe_codegen_kernels.gpu_import import gpu_module
 
 
 class RoutingPlan(NamedTuple):
@@ -58,6 +59,15 @@ def route_op(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, 
     return cpu.route(logits_TE, top_k, renormalise)
 
 
+@route_op.register_kernel("cuda")
+def route_cuda(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """The op on a GPU; float64, which the kernel does not know, in torch's own operations."""
+    if logits_TE.dtype == torch.float64:
+        return cpu.route(logits_TE, top_k, renormalise)
+    with torch.cuda.device_of(logits_TE):
+        return gpu_module("routing").route(logits_TE, top_k, renormalise)
+
+
 @route_op.register_fake
 def _(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
     shape = (logits_TE.shape[0], top_k)
@@ -65,12 +75,23 @@ def _(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]
     return logits_TE.new_empty(shape, dtype=wide), logits_TE.new_empty(shape, dtype=torch.int64)
 
 
-@torch.library.custom_op("moe_codegen::route_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("moe_codegen::route_backward", mutates_args=())
 def route_backward_op(
     grad_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, renormalise: bool
 ) -> Tensor:
-    """Gradient of the logits."""
-    return cpu.route_backward(grad_TK, logits_TE, weights_TK, expert_ids_TK, renormalise)
+    """Gradient of the logits, in torch's own operations.
+
+    Renormalised weights are a softmax over the chosen logits alone: d_chosen = w * (grad - <grad, w>).
+    Otherwise w is a slice of the full softmax p: d = scatter(w * grad) - p * <grad, w>.
+    """
+    dot_T1 = (grad_TK * weights_TK).sum(dim=-1, keepdim=True)
+    if renormalise:
+        d_logits_TE = torch.zeros_like(logits_TE, dtype=weights_TK.dtype)
+        d_logits_TE.scatter_(1, expert_ids_TK, weights_TK * (grad_TK - dot_T1))
+    else:
+        d_logits_TE = -dot_T1 * torch.softmax(logits_TE, dim=-1, dtype=weights_TK.dtype)
+        d_logits_TE.scatter_add_(1, expert_ids_TK, weights_TK * grad_TK)
+    return d_logits_TE.to(logits_TE.dtype)
 
 
 @route_backward_op.register_fake
@@ -96,13 +117,26 @@ def routing_plan_op(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Te
     return cpu.routing_plan(expert_ids_TK, num_experts)
 
 
+@routing_plan_op.register_kernel("cuda")
+def routing_plan_cuda(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The op on a GPU."""
+    with torch.cuda.device_of(expert_ids_TK):
+        return gpu_module("routing").routing_plan(expert_ids_TK, num_experts)
+
+
 @routing_plan_op.register_fake
 def _(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     return fake_plan(expert_ids_TK, num_experts)
 
 
 def fake_plan(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors of a plan's shapes, for tracing."""
+    """Uninitialised tensors of a plan's shapes, for tracing."""
     sizes = (expert_ids_TK.numel(), expert_ids_TK.numel(), num_experts + 1)
     order_R, inverse_R, offsets_E = (expert_ids_TK.new_empty(size, dtype=torch.int32) for size in sizes)
+    return order_R, inverse_R, offsets_E
+
+
+def no_plan(expert_ids_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What stands for a plan that nobody will read."""
+    order_R, inverse_R, offsets_E = (expert_ids_TK.new_empty(0, dtype=torch.int32) for _ in range(3))
     return order_R, inverse_R, offsets_E

@@ -13,6 +13,9 @@ from transformers import PreTrainedConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+# Early releases of transformers saved this table with every rotary family's weights.
+ROTARY_TABLE = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+
 
 class Transform(Protocol):
     """A lossless rearrangement between stored tensors and canonical ones, in both directions."""

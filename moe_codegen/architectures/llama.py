@@ -1,7 +1,7 @@
 """Llama and the families that share its gated FFN: Code Llama, DeepSeek-Coder, Mistral, Qwen2(.5)-Coder, Qwen3."""
 
 from moe_codegen.architectures.architecture import Architecture, FeedForward
-from moe_codegen.architectures.layout import Layout
+from moe_codegen.architectures.layout import ROTARY_TABLE, Layout
 
 
 def _gated_family(family: str, class_prefix: str, bias: bool | str = False) -> Architecture:
@@ -11,8 +11,7 @@ def _gated_family(family: str, class_prefix: str, bias: bool | str = False) -> A
         layers="model.layers",
         norm="post_attention_layernorm",
         ffn=FeedForward(up="up_proj", down="down_proj", gate="gate_proj", bias=bias),
-        # Checkpoints saved by early releases carry the rotary table.
-        layouts=(Layout(family, (family,), ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)),),
+        layouts=(Layout(family, (family,), ignored=(ROTARY_TABLE,)),),
     )
 
 

@@ -5,7 +5,15 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from moe_codegen.architectures.architecture import Architecture, FeedForward
-from moe_codegen.architectures.layout import Fused, HeadInterleaved, Layout, Rule, Same, weight_and_bias
+from moe_codegen.architectures.layout import (
+    ROTARY_TABLE,
+    Fused,
+    HeadInterleaved,
+    Layout,
+    Rule,
+    Same,
+    weight_and_bias,
+)
 
 LAYER = "model.layers.{layer}"
 OLD_LAYER = "transformer.h.{layer}"
@@ -62,7 +70,7 @@ PHI = Architecture(
             "phi",
             ("phi",),
             lambda config, shapes: "model.layers.0.self_attn.query_key_value.weight" not in shapes,
-            ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+            ignored=(ROTARY_TABLE,),
         ),
         Layout(
             "phi-fused",  # transformers 4.36 for a few weeks: one projection, interleaved by head
@@ -76,7 +84,7 @@ PHI = Architecture(
                     bias=HeadInterleaved(),
                 )
             ),
-            ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+            ignored=(ROTARY_TABLE,),
         ),
         Layout(
             "phi-msft",  # Microsoft's own modelling code, before transformers had the model

@@ -5,9 +5,8 @@ from moe_codegen.checkpoint.reader import TensorHeader as TensorHeader
 from moe_codegen.checkpoint.reader import read_json as read_json
 from moe_codegen.checkpoint.source import resolve_source as resolve_source
 from moe_codegen.checkpoint.staging import StagedFolder as StagedFolder
-from moe_codegen.checkpoint.staging import check_target as check_target
 from moe_codegen.checkpoint.staging import free_bytes as free_bytes
-from moe_codegen.checkpoint.staging import out_of_space_is_explained as out_of_space_is_explained
+from moe_codegen.checkpoint.staging import resolve_target as resolve_target
 from moe_codegen.checkpoint.tokenizer import load_tokenizer as load_tokenizer
 from moe_codegen.checkpoint.writer import Shard as Shard
 from moe_codegen.checkpoint.writer import TensorToWrite as TensorToWrite

@@ -14,6 +14,9 @@ from moe_codegen.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+CONVERT = (
+    'Convert it in a place you trust: `AutoModelForCausalLM.from_pretrained(SRC, dtype="auto").save_pretrained(DST)`'
+)
 
 DTYPES = {
     "F64": torch.float64,
@@ -73,6 +76,9 @@ class CheckpointReader(Mapping[str, torch.Tensor]):
         """The tensor `name`, a view of the mapped file."""
         return self._handles[self.headers[name].file].get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.headers  # a mapping would read the tensor to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.headers)
 
@@ -90,31 +96,42 @@ class CheckpointReader(Mapping[str, torch.Tensor]):
         return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
     def _check_index(self) -> None:
-        index = self.folder / INDEX_FILE
-        if not index.exists():
+        if self.files == [SINGLE_FILE]:
             return
-        for name, file in read_json(index)["weight_map"].items():
+        for name, file in _weight_map(self.folder).items():
             if name not in self.headers or self.headers[name].file != file:
                 raise CheckpointError(
-                    f"{index} places {name} in {file}, which does not hold it; "
+                    f"{self.folder / INDEX_FILE} places {name} in {file}, which does not hold it; "
                     "the download is incomplete or mixed from two versions: fetch the checkpoint again"
                 )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; CheckpointError when it is missing or no JSON."""
+    """The JSON object in `path`; CheckpointError when it is missing or no such."""
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint folder holds one") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(record).__name__}, not an object; fetch it again")
+    return record
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> file, as the index has it."""
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{folder / INDEX_FILE} has no weight_map, tensor -> file; fetch it again")
+    return weight_map
 
 
 def _weight_files(folder: Path) -> list[str]:
-    index = folder / INDEX_FILE
-    if index.exists():
-        files = sorted(set(read_json(index)["weight_map"].values()))
+    if (folder / SINGLE_FILE).exists():  # before the index, as transformers looks
+        return [SINGLE_FILE]
+    if (folder / INDEX_FILE).exists():
+        files = sorted(set(_weight_map(folder).values()))
         missing = [file for file in files if not (folder / file).exists()]
         if missing:
             raise CheckpointError(
@@ -122,15 +139,16 @@ def _weight_files(folder: Path) -> list[str]:
                 f"which {INDEX_FILE} names; fetch the rest of the checkpoint"
             )
         return files
-    if (folder / SINGLE_FILE).exists():
-        return [SINGLE_FILE]
     pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
     if pickled:
         raise CheckpointError(
             f"{folder} holds {pickled[0].name}, a pickle, which can run code when read; only safetensors is read. "
-            "Convert it in a place you trust: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST)`"
+            + CONVERT
         )
-    raise CheckpointError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: no weights to read")
+    raise CheckpointError(
+        f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: no weights to read. "
+        f"Fetch them; if they were only published as pickles (.bin), which are never fetched: {CONVERT}"
+    )
 
 
 def _open(path: Path) -> Any:

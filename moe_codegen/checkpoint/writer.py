@@ -87,7 +87,10 @@ def write_shard(folder: Path, shard: Shard, advance: Callable[[int], None] = lam
     of each write as it happens.
 
     Raises:
-        OSError: the disk refused, for instance for want of space. What was written of this file is removed.
+        OSError: the disk refused, for instance for want of space.
+        ValueError: a tensor gave more or fewer bytes than its shape has.
+
+    Whatever is raised, also by `advance`, what was written of this file is removed.
     """
     part = folder / f"{shard.file}.part"
     digest = hashlib.sha256()
@@ -105,7 +108,7 @@ def write_shard(folder: Path, shard: Shard, advance: Callable[[int], None] = lam
                     advance(len(chunk))
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
     part.replace(folder / shard.file)
@@ -141,10 +144,11 @@ def _chunks(tensor: TensorToWrite) -> Iterator[memoryview]:
     """The tensor's bytes in order, cast to its dtype a few rows at a time."""
     written = 0
     for piece in tensor.pieces():
+        if piece.numel() == 0:
+            continue
         rows = piece if piece.dim() > 1 else piece.reshape(1, -1)
-        step = max(1, CHUNK_BYTES // max(1, rows[0].numel() * tensor.dtype.itemsize))
-        for first in range(0, len(rows), step):
-            values = rows[first : first + step].to(tensor.dtype).contiguous()
+        for values in rows.split(max(1, CHUNK_BYTES // (rows[0].numel() * tensor.dtype.itemsize))):
+            values = values.to(tensor.dtype).contiguous()
             chunk = values.view(-1).view(torch.uint8).numpy().data
             written += len(chunk)
             yield chunk

@@ -4,11 +4,9 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from moe_codegen.cli import data
-from moe_codegen.cli.extract import extract
-from moe_codegen.cli.upcycle import upcycle
-from moe_codegen.cli.verify import verify
+from moe_codegen.cli import demo, extract, generate, inspect, tune, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -20,9 +18,29 @@ app = typer.Typer(
 )
 
 
-for verb in (upcycle, extract, verify):
+for verb in (
+    upcycle.upcycle,
+    extract.extract,
+    verify.verify,
+    inspect.inspect,
+    generate.generate,
+    demo.demo,
+    tune.tune,
+):
     app.command()(verb)
-app.add_typer(data.app, name="data")
+
+try:
+    from moe_codegen.cli.data import app as data_app
+except ModuleNotFoundError as missing:
+    needed = missing.name
+
+    @app.command("data", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def data() -> None:
+        """Code data: from a dataset or repositories to training batches (needs the extra `data`)."""
+        raise MoECodegenError(f"{needed} is missing, which the data verbs need: pip install 'moe-codegen[data]'")
+
+else:
+    app.add_typer(data_app, name="data")
 
 
 def main() -> None:
@@ -30,5 +48,5 @@ def main() -> None:
     try:
         app()
     except MoECodegenError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

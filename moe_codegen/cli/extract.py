@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from moe_codegen.cli.upcycle import parse_weights
+from moe_codegen.cli.upcycle import AS_IT_IS, parse_weights
 from moe_codegen.reporting import bytes_bar, format_bytes
 from moe_codegen.upcycle import extract as take_out
 
@@ -17,6 +18,7 @@ def extract(
     out: Annotated[Path, typer.Argument(help="Folder to create for the dense checkpoint.")],
     expert: Annotated[str | None, typer.Option(help="Name or number of the expert. [default: the mean of all]")] = None,
     weights: Annotated[str | None, typer.Option(help="A merge: NAME=WEIGHT,NAME=WEIGHT.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Size of one weight file.")] = "5GB",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write one expert of the mixture SOURCE, or a weighted merge, as a dense checkpoint at OUT.
@@ -25,12 +27,13 @@ def extract(
     """
     with bytes_bar(Console(stderr=True)) as progress:
         merge = parse_weights(weights) if weights else None
-        report = take_out(source, out, expert=expert, weights=merge, progress=progress)
+        report = take_out(source, out, expert=expert, weights=merge, max_shard_size=max_shard_size, progress=progress)
     if as_json:
         record = {"out": str(report.out), "layout": report.layout, "weights": report.weights}
         typer.echo(json.dumps({**record, "bytes": report.nbytes, "files": report.files}))
         return
     merged = ", ".join(f"{name} {weight:.3g}" for name, weight in report.weights.items())
     console = Console()
-    console.print(f"[green]Wrote {report.out}[/green]: {format_bytes(report.nbytes)} in the layout {report.layout}")
-    console.print(f"Experts: {merged}", highlight=False)
+    size = format_bytes(report.nbytes)
+    console.print(f"[green]Wrote {escape(str(report.out))}[/green]: {size} in the layout {report.layout}", **AS_IT_IS)
+    console.print(f"Experts: {escape(merged)}", **AS_IT_IS)

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.reporting import bytes_bar, format_bytes, table
@@ -17,6 +19,8 @@ from moe_codegen.upcycle.options import RouterInit
 from moe_codegen.upcycle.texts import read_router_data
 
 Option = typer.Option
+# Names and commands are not to be coloured as if they were code, nor broken where the terminal ends.
+AS_IT_IS: dict[str, Any] = {"highlight": False, "soft_wrap": True}
 
 
 def upcycle(
@@ -52,12 +56,11 @@ def upcycle(
 
     A killed conversion goes on where it stopped when the same command is given again.
     """
-    console = Console(stderr=as_json)
     with bytes_bar(Console(stderr=True)) as progress:
         report = convert(
             source,
             out,
-            experts=dict(_pairs(experts, "--experts NAME=PATH")) if experts else None,
+            experts=_pairs(experts, "NAME=PATH") if experts else None,
             num_experts=num_experts,
             top_k=top_k,
             layers=layers,
@@ -80,23 +83,28 @@ def upcycle(
     if as_json:
         typer.echo(json.dumps(_as_json(report)))
     else:
-        _print(report, source, console)
+        _print(report, source, Console())
 
 
 def parse_weights(text: str) -> dict[str, float]:
     """`NAME=WEIGHT,NAME=WEIGHT` as a mapping; ConfigError for anything else."""
+    pairs = _pairs(text.split(","), "NAME=WEIGHT")
     try:
-        return {name: float(weight) for name, weight in _pairs(text.split(","), "NAME=WEIGHT,NAME=WEIGHT")}
+        return {name: float(weight) for name, weight in pairs.items()}
     except ValueError as error:
-        raise ConfigError(f"{text!r}: {error}; give NAME=WEIGHT,NAME=WEIGHT") from error
+        raise ConfigError(f"{text!r}: {error}; give NAME=WEIGHT,NAME=WEIGHT with numbers as weights") from error
 
 
-def _pairs(texts: list[str], form: str) -> Iterator[tuple[str, str]]:
+def _pairs(texts: list[str], form: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
+        name, _, value = text.partition("=")
+        if not (name and value):
             raise ConfigError(f"{text!r} is not of the form {form}")
-        yield name, value
+        if name in pairs:
+            raise ConfigError(f"{name!r} is given twice: {pairs[name]} and {value}; give each expert a name of its own")
+        pairs[name] = value
+    return pairs
 
 
 def _as_json(report: UpcycleReport) -> dict[str, Any]:
@@ -125,13 +133,14 @@ def _print(report: UpcycleReport, source: str, console: Console) -> None:
         f"{format_bytes(report.free_bytes)} free on the disk, about {format_bytes(report.memory_bytes)} of memory"
     )
     for warning in report.warnings:
-        console.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
+        console.print(f"[yellow]note:[/yellow] {escape(warning)}", **AS_IT_IS)
     if report.dry_run:
         console.print("Nothing was written (--dry-run).")
         return
     steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items() if seconds >= 0.05)
-    console.print(f"[green]Wrote {report.out}[/green] ({steps or 'at once'})")
-    console.print(f"Check it with: moe-codegen verify {source} {report.out}", highlight=False)
+    console.print(f"[green]Wrote {escape(str(report.out))}[/green] ({steps or 'at once'})", **AS_IT_IS)
+    command = shlex.join(["moe-codegen", "verify", source, str(report.out)])
+    console.print(f"Check it with: {escape(command)}", **AS_IT_IS)
 
 
 def _summary(report: UpcycleReport) -> Iterator[tuple[Any, ...]]:

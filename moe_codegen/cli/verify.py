@@ -1,12 +1,14 @@
 """`moe-codegen verify`: is a mixture whole, and does it still compute what its dense source did?"""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from moe_codegen.reporting import bytes_bar, table
 from moe_codegen.upcycle import VerifyReport
@@ -17,7 +19,10 @@ from moe_codegen.upcycle.verify import TOLERANCE
 def verify(
     source: Annotated[str, typer.Argument(help="The dense checkpoint: a folder or a hub id.")],
     moe: Annotated[str, typer.Argument(help="The mixture made from it.")],
-    text: Annotated[Path | None, typer.Option(help="File with the text to run both on. [default: built in]")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File with the text to run both on. [default: built in]"),
+    ] = None,
     tolerance: Annotated[float, typer.Option(help="Largest relative error that counts as equal.")] = TOLERANCE,
     max_tokens: Annotated[int, typer.Option(help="How much of the text to use.")] = 128,
     files: Annotated[bool, typer.Option(help="Re-read every weight file and compare its SHA-256.")] = True,
@@ -39,10 +44,16 @@ def verify(
         )
     if as_json:
         verdict = {"passed": report.passed, "first_departure": report.first_departure}
-        typer.echo(json.dumps({**verdict, **asdict(report)}))
+        # JSON has no infinity: an error that is none is null.
+        rows = [row | {"relative_error": _finite(row["relative_error"])} for row in asdict(report)["rows"]]
+        typer.echo(json.dumps({**verdict, **asdict(report), "rows": rows}))
     else:
         _print(report, Console())
     raise typer.Exit(0 if report.passed else 1)
+
+
+def _finite(error: float) -> float | None:
+    return error if math.isfinite(error) else None
 
 
 def _print(report: VerifyReport, console: Console) -> None:
@@ -53,7 +64,7 @@ def _print(report: VerifyReport, console: Console) -> None:
     if rows:
         console.print(table(("output of", "relative error", "share of tokens each expert took"), rows))
     for name in report.damaged:
-        console.print(f"[red]damaged:[/red] {name} is not what was written; convert or fetch it again")
+        console.print(f"[red]damaged:[/red] {escape(name)} is not what was written; convert or fetch it again")
     if report.checked_files and not report.damaged:
         console.print(f"Weight files with the SHA-256 they were written with: {report.checked_files}.", highlight=False)
     if report.passed:

@@ -67,11 +67,13 @@ class MoEConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if type(self) is MoEConfig:
             raise ConfigError(f"MoEConfig needs family=, one of {', '.join(ARCHITECTURES)}")
+        if family not in (None, self.architecture.family):
+            raise ConfigError(f"{type(self).__name__} is of the family {self.architecture.family}, not {family}")
         if self.moe_intermediate_size is None:
             self.moe_intermediate_size = self.architecture.ffn.width_of(self)
         if self.moe_layers is not None:
             self.moe_layers = sorted(self.moe_layers)
-        self._check()
+        self.check()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "MoEConfig":
@@ -92,6 +94,23 @@ class MoEConfig(PreTrainedConfig):
         return config
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MoEConfig":
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: the dictionary is another model's.
+        """
+        if cls is not MoEConfig:
+            return super().from_dict(config_dict, **kwargs)
+        model_type = config_dict.get("model_type", "")
+        if not model_type.startswith(MODEL_TYPE_PREFIX):
+            raise ConfigError(
+                f"a configuration of model_type {model_type!r} is not a mixture's; "
+                "make one from a dense model's with MoEConfig.from_dense(config, num_experts=8)"
+            )
+        return config_class_of(model_type.removeprefix(MODEL_TYPE_PREFIX)).from_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_dense(cls, config: PreTrainedConfig, **fields: Any) -> "MoEConfig":
         """The mixture with every field of the dense `config`, and `fields` of its own.
 
@@ -108,7 +127,8 @@ class MoEConfig(PreTrainedConfig):
         """Indices of the layers whose FFN is a mixture."""
         return list(range(self.num_hidden_layers)) if self.moe_layers is None else self.moe_layers
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ConfigError unless the fields hold together; a model checks again, for fields can be set."""
         experts, top_k = self.num_experts, self.num_experts_per_tok
         if experts < 1:
             raise ConfigError(f"num_experts={experts}: a mixture needs at least one expert")
@@ -123,6 +143,8 @@ class MoEConfig(PreTrainedConfig):
             )
         if self.router_type not in ("top_k", "noisy_top_k"):
             raise ConfigError(f"router_type={self.router_type!r} is not known; use 'top_k' or 'noisy_top_k'")
+        if not 0 <= self.router_jitter_noise < 1:
+            raise ConfigError(f"router_jitter_noise={self.router_jitter_noise} must lie between 0 and 1, such as 0.01")
         if not 0 <= self.shared_expert_weight <= 1:
             raise ConfigError(f"shared_expert_weight={self.shared_expert_weight} must lie between 0 and 1")
         layers = self.sparse_layers

@@ -13,6 +13,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
@@ -56,6 +57,16 @@ class MoEPreTrainedModel(PreTrainedModel):
         # transformers looks for its decorator in the file of the class and remembers the answer on the dense parent.
         return True
 
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        # transformers passes torch's function with its settings bound; torch's default is reentrant.
+        settings = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {"use_reentrant": False})
+        if enable and settings.get("use_reentrant") is not False:
+            raise ConfigError(
+                "reentrant checkpointing runs the layers without gradients first, and the router losses lose theirs; "
+                'leave gradient_checkpointing_kwargs out, or set {"use_reentrant": False}'
+            )
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """The implementation to run; where none is asked for, ours."""
         return super().get_correct_experts_implementation(requested_experts or OUR_IMPLEMENTATION)
@@ -65,6 +76,7 @@ class MoEBackbone(MoEPreTrainedModel):
     """The stock backbone with the FFN of each sparse layer replaced."""
 
     def __init__(self, config: MoEConfig) -> None:
+        config.check()
         super().__init__(config)
         ffn = config.architecture.ffn
         layers = self.get_submodule(config.architecture.layers.partition(".")[2])
@@ -83,9 +95,10 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
     backbone_class: ClassVar[type[MoEBackbone]]
 
-    def __new__(cls, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
+    def __new__(cls, config: PreTrainedConfig | None = None, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
         """The class of the configuration's family where `MoEForCausalLM` itself is called."""
-        return super().__new__(cls._class_for(config))
+        # copy and pickle make an empty object of a family's class, without a configuration.
+        return super().__new__(cls if config is None else cls._class_for(config))
 
     def __init__(self, config: MoEConfig) -> None:
         # Not the stock class's __init__, which would build its dense backbone first.
@@ -94,6 +107,13 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.architecture.lm_head_bias)
         self.post_init()
+
+    def train(self, mode: bool = True) -> "MoEForCausalLM":
+        """As torch's `train`."""
+        if mode:
+            # transformers does it on first use, under a lock that a compiled forward cannot take.
+            maybe_install_capturing_hooks(self.base_model)
+        return super().train(mode)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
@@ -158,16 +178,18 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept])
 
-        aux_loss = z_loss = loss = None
-        penalty = torch.zeros((), device=logits.device)
-        router_logits = outputs.get("router_logits")
-        if router_logits:
-            aux_loss, z_loss = self._router_losses(router_logits, attention_mask, hidden.shape[:2])
-            penalty = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
+        loss: torch.Tensor | None = None
+        aux_loss: torch.Tensor | None = None
+        z_loss: torch.Tensor | None = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-            if self.training:
-                loss = loss + penalty.to(loss.device) * _share_of_batch(labels, kwargs.get("num_items_in_batch"))
+        router_logits = outputs.get("router_logits")
+        if router_logits:
+            aux_loss, z_loss = self._router_losses(router_logits, attention_mask, length=hidden.shape[1])
+            if self.training and labels is not None and loss is not None:
+                penalty = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
+                share = _share_of_batch(labels.to(loss.device), kwargs.get("num_items_in_batch"))
+                loss = loss + penalty.to(loss.device) * share
         return MoECausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
@@ -180,13 +202,14 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         )
 
     def _router_losses(
-        self, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None, shape: torch.Size
+        self, router_logits: tuple[torch.Tensor, ...], attention_mask: Any, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean over the layers of the load-balancing loss and of the z-loss, padding left out."""
         token_weights = None
-        if attention_mask is not None and attention_mask.dim() == 2:
+        # `generate` with a static cache passes ready-made causal masks, which do not say what is padding.
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             # With a cache the mask also covers the tokens before these.
-            token_weights = attention_mask[:, -shape[1] :].reshape(-1)
+            token_weights = attention_mask[:, -length:].reshape(-1)
         device = router_logits[0].device
         balance, z = [], []
         for logits_TE in router_logits:
@@ -200,8 +223,9 @@ def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     """The part of the whole batch's targets in this micro-batch, which is how much its router losses count.
 
     With gradient accumulation the language-model loss is a sum over micro-batches divided by all targets of the
-    batch. Without the same share, the router losses would be added once for every micro-batch.
+    batch. Without the same share, the router losses would be added once for every micro-batch. Balance is a product
+    of means, so what adds up is the micro-batches' own balance, and not exactly that of the whole batch.
     """
     if num_items_in_batch is None:
         return 1.0
-    return (labels[..., 1:] != -100).sum() / num_items_in_batch
+    return (labels[..., 1:] != -100).sum() / torch.as_tensor(num_items_in_batch, device=labels.device)

@@ -37,6 +37,6 @@ class SparseMoE(nn.Module):
         y_TD = self.experts(x_TD, routing.ids_TK, routing.weights_TK)
         y = self.dropout(y_TD.view_as(hidden_states))
         if self.shared_expert is not None:
-            # The dense FFN brings its own dropout.
-            y = torch.lerp(y, self.shared_expert(hidden_states), self.shared_expert_weight)
+            # The dense FFN brings its own dropout. Under autocast it answers in another dtype than the experts.
+            y = torch.lerp(y, self.shared_expert(hidden_states).to(y.dtype), self.shared_expert_weight)
         return y

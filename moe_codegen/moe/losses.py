@@ -44,5 +44,6 @@ def _mean_over_tokens(values_T: torch.Tensor, token_weights_T: torch.Tensor | No
     if token_weights_T is None:
         return values_T.mean(dim=0)
     weights_T = token_weights_T.to(values_T.dtype)
-    weighted = torch.tensordot(weights_T, values_T, dims=1)
+    # Not a matrix product: autocast would round that to bf16.
+    weighted = (weights_T.view(-1, *[1] * (values_T.dim() - 1)) * values_T).sum(dim=0)
     return weighted / weights_T.sum().clamp(min=1)

@@ -4,31 +4,29 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from moe_codegen.checkpoint import StagedFolder, check_target, free_bytes, write_index
-from moe_codegen.checkpoint.staging import staged_path
-from moe_codegen.errors import ConfigError, OutputError
+from moe_codegen.checkpoint import StagedFolder, free_bytes, resolve_target, write_index
+from moe_codegen.errors import ConfigError
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.reporting import Progress, no_progress
 from moe_codegen.upcycle.card import model_card
 from moe_codegen.upcycle.execute import write_shards
 from moe_codegen.upcycle.options import FROM_TEXT, RouterInit, UpcycleOptions
 from moe_codegen.upcycle.plan import Plan, make_plan
-from moe_codegen.upcycle.router import check_router_texts, ffn_input_statistics, random_router, router_from_text
+from moe_codegen.upcycle.provenance import PROVENANCE_FILE, provenance_of, version_of
+from moe_codegen.upcycle.router import check_router_texts, make_routers
 from moe_codegen.upcycle.sidecars import copy_sidecars
-from moe_codegen.upcycle.sources import Sources, open_sources
+from moe_codegen.upcycle.sources import Hashes, Sources, open_sources
 
-PROVENANCE_FILE = "upcycle.json"
 DEFAULT_NUM_EXPERTS = 8
-# What a conversion holds at once: a source tensor and its cast, for each worker.
+# What each worker holds at once: a source tensor and its cast; to make experts differ, also some in fp32.
 COPIES_IN_MEMORY = 2
+COPIES_TO_DIVERSIFY = 6
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def upcycle(
     experts: Mapping[str, str | Path] | Iterable[str | Path] | None = None,
     num_experts: int | None = None,
     top_k: int = 2,
-    layers: str | list[int] = "all",
+    layers: str | Iterable[int] = "all",
     granularity: int = 1,
     shared_expert: bool = False,
     renormalise: bool = True,
@@ -99,7 +97,8 @@ def upcycle(
         top_k: experts that take each token.
         layers: "all", indices, or text such as "0,2,8-11"; the others stay dense.
         granularity: G cuts each FFN into G experts (arXiv 2410.07524); `num_experts` and `top_k` count the cuts.
-        shared_expert: keep the base's FFN as an expert that takes every token, with half of the output.
+            A power of two loses nothing; scaling by another G rounds the second matrix.
+        shared_expert: keep the dense FFN as an expert that takes every token, with half of the output.
         renormalise: whether a token's k weights are made to sum to one. Without it copies no longer compute what
             the dense FFN did.
         shared: the tensors outside the experts: "base", "average" over `experts`, or a weight for each.
@@ -122,13 +121,12 @@ def upcycle(
         OutputError: the target is not empty or not writable, or its disk is too small.
         ResumeError: `<out>.partial` was started with other settings or other sources.
     """
-    out = Path(out)
-    check_target(out)
+    out = resolve_target(out)
     sources = open_sources(source, experts)
     options = UpcycleOptions(
         num_experts=_num_experts(num_experts, sources, granularity),
         top_k=top_k,
-        layers=layers,
+        layers=layers if isinstance(layers, str) else list(layers),
         granularity=granularity,
         shared_expert=shared_expert,
         renormalise=renormalise,
@@ -143,33 +141,36 @@ def upcycle(
     )
     check_router_texts(router, router_data, list(sources.experts) or None)
     plan = make_plan(sources, options)
-    workers = workers or min(4, os.cpu_count() or 1)
-    largest = max(planned.tensor.nbytes for planned in plan.tensors) // (options.num_experts // granularity)
+    workers = _num_workers(workers)
+    copies = COPIES_TO_DIVERSIFY if noise_std or drop_ratio else COPIES_IN_MEMORY
     report = UpcycleReport(
         out=out,
         plan=plan,
         dry_run=dry_run,
         free_bytes=free_bytes(out),
-        memory_bytes=COPIES_IN_MEMORY * largest * min(workers, len(plan.shards)),
+        memory_bytes=copies * plan.largest_piece_bytes * min(workers, len(plan.shards)),
         warnings=_warnings(options, sources),
     )
     if dry_run:
         return report
-    fingerprint = _fingerprint(sources, options, router_data)
-    _check_space(plan, out, report.free_bytes)
-    seconds = report.seconds
-    with _timed(seconds, "scan"):
+    staged = StagedFolder(out, _fingerprint(sources, options, router_data))
+    staged.check_space(plan.nbytes)
+    with _timed(report.seconds, "scan"):
         hashes = sources.scan(workers, progress("reading the sources", sources.nbytes, 0))
-    with _timed(seconds, "router"):
-        plan.routers.update(_routers(sources.base, plan.config, options, router_data))
-    staged = StagedFolder(out, fingerprint)
-    with _timed(seconds, "write"):
-        done = sum(shard.nbytes for shard in plan.shards if shard.file in staged.done)
-        write_shards(plan.shards, staged, workers, progress("writing the mixture", plan.nbytes, done))
+    with _timed(report.seconds, "router"):
+        plan.routers.update(make_routers(sources.base, plan.config, options, router_data))
+    with _timed(report.seconds, "write"), staged:
+        write_shards(plan.shards, staged, workers, progress, "writing the mixture")
         report.files.update(sorted(staged.done.items()))
-        _write_companions(staged.path, sources, options, plan, hashes, report)
+        _write_companions(staged.path, sources, options, hashes, report)
         staged.finish()
     return report
+
+
+def _num_workers(asked: int | None) -> int:
+    if asked is not None and asked < 1:
+        raise ConfigError(f"workers={asked} must be at least 1; leave it out for one per core")
+    return asked or min(4, os.cpu_count() or 1)
 
 
 def _num_experts(asked: int | None, sources: Sources, granularity: int) -> int:
@@ -186,24 +187,6 @@ def _num_experts(asked: int | None, sources: Sources, granularity: int) -> int:
     return given
 
 
-def _routers(
-    base: Any, config: MoEConfig, options: UpcycleOptions, texts: Mapping[str, list[str]] | None
-) -> dict[int, torch.Tensor]:
-    """Layer -> router rows (E, D). The G pieces of one FFN get equal rows, so that they are chosen together."""
-    layers, rows = config.sparse_layers, options.num_experts // options.granularity
-    if options.router in FROM_TEXT:
-        assert texts is not None
-        ordered = {name: texts[name] for name in config.expert_names or []}
-        statistics = ffn_input_statistics(base, layers, ordered, with_gram=options.router == "ridge")
-        routers = {layer: router_from_text(options.router, statistics[layer]) for layer in layers}
-    else:
-        routers = {
-            layer: random_router(options.router, rows, config.hidden_size, options.router_std, options.seed, layer)
-            for layer in layers
-        }
-    return {layer: router.repeat_interleave(options.granularity, dim=0) for layer, router in routers.items()}
-
-
 def _warnings(options: UpcycleOptions, sources: Sources) -> list[str]:
     warnings = []
     if not options.renormalise and not sources.experts:
@@ -216,6 +199,11 @@ def _warnings(options: UpcycleOptions, sources: Sources) -> list[str]:
             f"router={options.router!r} is random: which expert takes a token has no meaning until it is trained; "
             "'ridge' with router_data starts from what the experts' texts look like"
         )
+    if options.granularity.bit_count() > 1:
+        warnings.append(
+            f"granularity={options.granularity} is no power of two: scaling the second matrices by it rounds them, "
+            "and extract gives them back to within that rounding"
+        )
     if options.granularity > 1 and not options.renormalise:
         warnings.append("granularity needs renormalised weights for the pieces of an FFN to add up to it")
     return warnings
@@ -224,56 +212,30 @@ def _warnings(options: UpcycleOptions, sources: Sources) -> list[str]:
 def _fingerprint(sources: Sources, options: UpcycleOptions, texts: Mapping[str, list[str]] | None) -> dict[str, Any]:
     """What a resumed run must have in common with the one it goes on from."""
     return {
-        "sources": {name: checkpoint.reader.stamps() for name, checkpoint in sources.checkpoints.items()},
+        # A list, for the order of the experts is part of the result.
+        "sources": [[name, checkpoint.reader.stamps()] for name, checkpoint in sources.checkpoints.items()],
         "options": options.to_dict(),
         "router_data": texts and hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest(),
-        "version": metadata.version("moe-codegen"),
+        "version": version_of("moe-codegen"),
     }
-
-
-def _check_space(plan: Plan, out: Path, free: int) -> None:
-    staged = staged_path(out)
-    there = sum(file.stat().st_size for file in staged.glob("*.safetensors")) if staged.exists() else 0
-    needed = plan.nbytes - there
-    if needed > free:
-        raise OutputError(
-            f"{out} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
-            "free some, or give a target on another disk"
-        )
 
 
 def _write_companions(
-    folder: Path,
-    sources: Sources,
-    options: UpcycleOptions,
-    plan: Plan,
-    hashes: dict[str, dict[str, str]],
-    report: UpcycleReport,
+    folder: Path, sources: Sources, options: UpcycleOptions, hashes: Hashes, report: UpcycleReport
 ) -> None:
     """Everything beside the weights; `config.json` last, for without it nothing loads."""
+    plan = report.plan
+    provenance = provenance_of(plan, sources, options, hashes, report.files)
     copy_sidecars(sources.base.reader.folder, folder)
     write_index(folder, plan.shards)
-    provenance = {
-        "source": {"given": sources.given["base"], "layout": sources.base.layout.name, "sha256": hashes["base"]},
-        "experts": {name: {"given": sources.given[name], "sha256": hashes[name]} for name in sources.experts},
-        "options": options.to_dict(),
-        "versions": {name: metadata.version(name) for name in ("moe-codegen", "torch", "transformers", "safetensors")},
-        "files": report.files,
-        "tensors": {record.pop("name"): record for record in plan.records()},
-    }
     (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=1) + "\n")
     (folder / "README.md").write_text(model_card(plan, provenance, report.warnings))
     plan.config.save_pretrained(folder)
 
 
-class _timed:
-    """Adds the seconds of its block to `seconds[step]`."""
-
-    def __init__(self, seconds: dict[str, float], step: str) -> None:
-        self.seconds, self.step = seconds, step
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds[self.step] = time.perf_counter() - self.start
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Puts the seconds of its block into `seconds[step]`."""
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

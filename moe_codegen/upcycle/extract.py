@@ -15,20 +15,22 @@ from moe_codegen.architectures import Layout
 from moe_codegen.architectures.dense import bind, dense_config, empty_model
 from moe_codegen.architectures.layout import Rule
 from moe_codegen.checkpoint import (
-    CheckpointReader,
     StagedFolder,
     TensorToWrite,
-    check_target,
     into_shards,
     resolve_source,
+    resolve_target,
     write_index,
 )
-from moe_codegen.errors import CheckpointError, ConfigError
+from moe_codegen.errors import ConfigError
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.reporting import Progress, no_progress
 from moe_codegen.upcycle.execute import write_shards
+from moe_codegen.upcycle.mixture import open_mixture
+from moe_codegen.upcycle.options import parse_size
+from moe_codegen.upcycle.provenance import version_of
 from moe_codegen.upcycle.sidecars import copy_sidecars
-from moe_codegen.upcycle.weights import blend
+from moe_codegen.upcycle.weights import blend, shares
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def extract(
     *,
     expert: str | int | None = None,
     weights: Mapping[str, float] | None = None,
-    max_shard_size: int = 5 * 10**9,
+    max_shard_size: str = "5GB",
     progress: Progress = no_progress,
 ) -> ExtractReport:
     """Write one expert of a mixture, or a weighted merge of its experts, as a dense checkpoint.
@@ -63,7 +65,7 @@ def extract(
         expert: its name or index. Counted before splitting: with granularity G an expert is G pieces.
         weights: name or index of each expert -> its weight in the merge; they are scaled to sum to 1.
             Neither `expert` nor `weights`: the plain mean of all.
-        max_shard_size: bytes in one weight file.
+        max_shard_size: of one weight file.
         progress: as for `upcycle`.
 
     Raises:
@@ -71,31 +73,28 @@ def extract(
         CheckpointError: the source is no readable mixture.
         OutputError, ResumeError: as for `upcycle`.
     """
-    out = Path(out)
-    check_target(out)
+    out = resolve_target(out)
     folder = resolve_source(source)
     mixture = _Mixture(folder, expert, weights)
     tensors = [tensor for rule in mixture.rules for tensor in mixture.stored_tensors(rule)]
-    shards = into_shards(tensors, max_shard_size)
-    fingerprint = {"source": mixture.reader.stamps(), "weights": mixture.weights, "shard": max_shard_size}
-    staged = StagedFolder(out, fingerprint)
+    shards = into_shards(tensors, parse_size(max_shard_size))
     nbytes = sum(shard.nbytes for shard in shards)
-    done = sum(shard.nbytes for shard in shards if shard.file in staged.done)
-    write_shards(shards, staged, workers=1, advance=progress("writing the dense checkpoint", nbytes, done))
-    copy_sidecars(folder, staged.path)
-    write_index(staged.path, shards)
-    (staged.path / "config.json").write_text(json.dumps(mixture.raw_config, indent=2) + "\n")
-    report = ExtractReport(out, mixture.layout.name, mixture.weights, nbytes, dict(staged.done))
-    staged.finish()
-    return report
+    staged = StagedFolder(out, mixture.fingerprint | {"max_shard_size": max_shard_size})
+    staged.check_space(nbytes)
+    with staged:
+        write_shards(shards, staged, 1, progress, "writing the dense checkpoint")
+        copy_sidecars(folder, staged.path)
+        write_index(staged.path, shards)
+        (staged.path / "config.json").write_text(json.dumps(mixture.raw_config, indent=2) + "\n")
+        staged.finish()
+    return ExtractReport(out, mixture.layout.name, mixture.weights, nbytes, dict(sorted(staged.done.items())))
 
 
 class _Mixture:
     """A mixture on disk, seen as the dense checkpoint that is to be taken out of it."""
 
     def __init__(self, folder: Path, expert: str | int | None, weights: Mapping[str, float] | None) -> None:
-        self.reader = CheckpointReader(folder)
-        self.config = MoEConfig.from_pretrained(folder)
+        self.config, self.reader = open_mixture(folder)
         self.architecture = self.config.architecture
         self.layout, self.raw_config, tied = _source_of(self.config)
         self.dense_config = dense_config(self.architecture, self.layout, self.raw_config)
@@ -105,7 +104,12 @@ class _Mixture:
         duplicates = [Rule((name,), (kept,)) for name, kept in tied.items()]
         self.rules = [*dict.fromkeys(rules.values()), *duplicates]
         self.weights = _expert_weights(self.config, expert, weights)
-        self._check_names()
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one it goes on from."""
+        version = version_of("moe-codegen")
+        return {"source": self.reader.stamps(), "weights": list(self.weights.items()), "version": version}
 
     def stored_tensors(self, rule: Rule) -> list[TensorToWrite]:
         """The tensors of the dense checkpoint's own layout that `rule` speaks of."""
@@ -161,20 +165,19 @@ class _Mixture:
         stacked = "down_proj" if linear == ffn.down else "gate_up_proj" if ffn.gate else "up_proj"
         return f"{self.architecture.layer(layer)}.mlp.experts.{stacked}{'_bias' if kind == 'bias' else ''}"
 
-    def _check_names(self) -> None:
-        missing = sorted({self._made_from(name) for name in self.shapes} - self.reader.keys())
-        if missing:
-            raise CheckpointError(
-                f"{self.reader.folder} lacks {missing[0]}, which its config.json asks for; fetch it again"
-            )
-
 
 def _source_of(config: MoEConfig) -> tuple[Layout, dict[str, Any], dict[str, str]]:
     """Layout, `config.json` and tied duplicates of the dense source; the canonical ones where there was none."""
-    layouts = {layout.name: layout for layout in config.architecture.layouts}
     if config.source is not None:
-        raw = {**config.source["config"], "vocab_size": config.vocab_size}
-        return layouts[config.source["layout"]], raw, config.source["duplicates"]
+        layouts = {layout.name: layout for layout in config.architecture.layouts}
+        layout, raw = layouts[config.source["layout"]], dict(config.source["config"])
+        # What the mixture was given since it was made: new tokens, another dtype.
+        if config.vocab_size != dense_config(config.architecture, layout, raw).vocab_size:
+            raw["vocab_size"] = config.vocab_size
+        dtype = str(config.dtype).removeprefix("torch.")
+        if dtype != config.source["dtype"]:
+            raw["dtype" if "dtype" in raw else "torch_dtype"] = dtype
+        return layout, raw, config.source["duplicates"]
     dense = AutoConfig.for_model(config.architecture.family)
     fields = {key: value for key, value in config.to_dict().items() if key in dense.to_dict()}
     raw = {
@@ -198,15 +201,16 @@ def _expert_weights(
         raise ConfigError("expert and weights exclude each other: one expert, or a merge")
     names = expert_names(config)
     asked = {str(expert): 1.0} if expert is not None else {str(k): w for k, w in (weights or {}).items()}
-    # An index is understood where experts have names, too.
-    chosen = {
-        names[int(key)] if key not in names and key.isdigit() and int(key) < len(names) else key: weight
-        for key, weight in (asked or dict.fromkeys(names, 1.0)).items()
-    }
-    unknown = sorted(set(chosen) - set(names))
-    if unknown:
-        raise ConfigError(f"no expert is called {unknown[0]!r}; there are {', '.join(names)}")
-    total = sum(chosen.values())
-    if total <= 0 or any(weight < 0 for weight in chosen.values()):
-        raise ConfigError(f"weights={chosen} must not be negative, and not all zero")
-    return {name: weight / total for name, weight in chosen.items() if weight > 0}
+    chosen: dict[str, float] = {}
+    for key, weight in (asked or dict.fromkeys(names, 1.0)).items():
+        # An index is understood where experts have names, too.
+        name = names[int(key)] if key not in names and key.isdecimal() and int(key) < len(names) else key
+        if name not in names:
+            raise ConfigError(f"no expert is called {name!r}; there are {', '.join(names)}")
+        if name in chosen:
+            raise ConfigError(f"weights gives expert {name!r} twice, by its name and by its number")
+        chosen[name] = weight
+    normalised = shares(chosen)
+    if normalised is None:
+        raise ConfigError(f"weights={chosen} must be numbers that are not negative, and not all zero")
+    return normalised

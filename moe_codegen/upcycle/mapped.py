@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from moe_codegen.architectures import DenseCheckpoint
-from moe_codegen.checkpoint import CheckpointReader
-from moe_codegen.modeling import MoEConfig, MoEForCausalLM
+from moe_codegen.modeling import MoEForCausalLM
+from moe_codegen.upcycle.mixture import open_mixture
 
 
 def mapped_dense(dense: DenseCheckpoint) -> PreTrainedModel:
@@ -26,9 +26,9 @@ def mapped_dense(dense: DenseCheckpoint) -> PreTrainedModel:
 
 def mapped_moe(folder: Path) -> MoEForCausalLM:
     """The mixture stored in `folder`."""
-    config = MoEConfig.from_pretrained(folder)
+    config, reader = open_mixture(folder)
     config._experts_implementation = "eager"  # one expert's rows after another: the least memory
-    return _mapped(MoEForCausalLM._class_for(config), config, CheckpointReader(folder))
+    return _mapped(MoEForCausalLM._class_for(config), config, reader)
 
 
 @contextmanager

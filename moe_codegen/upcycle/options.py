@@ -1,5 +1,6 @@
 """Everything a conversion can be asked for, checked before anything is read or written."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -39,36 +40,48 @@ class UpcycleOptions:
     def __post_init__(self) -> None:
         if self.top_k > self.num_experts:
             raise ConfigError(f"top_k={self.top_k} exceeds num_experts={self.num_experts}; lower top_k or add experts")
+        if self.top_k < 1:
+            raise ConfigError(f"top_k={self.top_k} must be at least 1")
+        if self.top_k == 1 and self.renormalise and self.num_experts > 1:
+            raise ConfigError(
+                "top_k=1 with renormalise=True makes every weight 1, and a constant teaches the router nothing; "
+                "set renormalise=False (Switch routing) or top_k=2"
+            )
+        if self.num_experts % self.granularity or self.top_k % self.granularity:
+            raise ConfigError(
+                f"granularity={self.granularity} must divide num_experts={self.num_experts} and top_k={self.top_k}: "
+                "the pieces of one FFN are chosen together"
+            )
         if self.router not in ("normal", "orthogonal", *FROM_TEXT):
             raise ConfigError(
                 f"router={self.router!r} is not known; use 'normal', 'orthogonal', 'hidden', 'centroid' or 'ridge'"
             )
         if self.dtype is not None and self.dtype not in DTYPE_NAMES:
             raise ConfigError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPE_NAMES)}")
-        if self.router_std <= 0:
+        if not 0 < self.router_std < math.inf:
             raise ConfigError(
                 f"router_std={self.router_std} must be positive: a router of zeros ties, "
                 "and always picks the same experts"
             )
-        if self.noise_std < 0:
-            raise ConfigError(f"noise_std={self.noise_std} must not be negative")
+        if not 0 <= self.noise_std < math.inf:
+            raise ConfigError(f"noise_std={self.noise_std} must be 0 or a positive number")
         if not 0 <= self.drop_ratio <= 1:
             raise ConfigError(f"drop_ratio={self.drop_ratio} must lie between 0 and 1")
         if self.shared not in ("base", "average") and not isinstance(self.shared, Mapping):
             raise ConfigError(f"shared={self.shared!r} must be 'base', 'average' or a weight for each expert")
-        self.max_shard_bytes  # noqa: B018 (parsed here so that a misspelt size is refused now)
-
-    @property
-    def max_shard_bytes(self) -> int:
-        """`max_shard_size` in bytes."""
-        match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]B)\s*", self.max_shard_size.upper())
-        if not match or float(match[1]) <= 0:
-            raise ConfigError(f"max_shard_size={self.max_shard_size!r} is not a size such as '500MB' or '4GB'")
-        return int(float(match[1]) * UNITS[match[2]])
+        parse_size(self.max_shard_size)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""
         return asdict(self)
+
+
+def parse_size(max_shard_size: str) -> int:
+    """Bytes of a size such as '500MB' or '4GB'; ConfigError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]B)\s*", max_shard_size.upper())
+    if not match or float(match[1]) == 0:
+        raise ConfigError(f"max_shard_size={max_shard_size!r} is not a size such as '500MB' or '4GB'")
+    return int(float(match[1]) * UNITS[match[2]])
 
 
 def parse_layers(layers: str | Iterable[int], num_layers: int) -> list[int]:
@@ -86,6 +99,8 @@ def parse_layers(layers: str | Iterable[int], num_layers: int) -> list[int]:
         ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
         layers = [index for indices in ranges for index in indices]
     chosen = sorted(set(layers))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= num_layers:
+    if not chosen:
+        raise ConfigError("layers names none; give 'all', or at least one")
+    if chosen[0] < 0 or chosen[-1] >= num_layers:
         raise ConfigError(f"layers={chosen} must lie between 0 and {num_layers - 1}, the layers of this model")
     return chosen

@@ -1,6 +1,7 @@
 """The whole conversion before any of it happens: each target tensor, what it is made from, and where it goes."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,13 +9,14 @@ from typing import Any, cast
 
 import torch
 
+from moe_codegen.architectures import DenseCheckpoint
 from moe_codegen.architectures.dense import empty_model
 from moe_codegen.checkpoint import Shard, TensorToWrite, into_shards
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling import MoEConfig
-from moe_codegen.upcycle.options import UpcycleOptions, parse_layers
+from moe_codegen.upcycle.options import UpcycleOptions, parse_layers, parse_size
 from moe_codegen.upcycle.sources import Sources
-from moe_codegen.upcycle.weights import ExpertCutter, Kind, Part, blend
+from moe_codegen.upcycle.weights import ExpertCutter, Kind, Part, blend, shares
 
 SPARSE = re.compile(r"\.(\d+)\.mlp\.(gate|experts|shared_expert)\.(.+)$")
 
@@ -51,6 +53,15 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def largest_piece_bytes(self) -> int:
+        """Bytes of the largest tensor, where one of stacked experts counts as the dense FFN's it was cut from."""
+        copies = self.config.num_experts // self.config.expert_granularity
+        return max(
+            planned.tensor.nbytes // (copies if ".mlp.experts." in planned.tensor.name else 1)
+            for planned in self.tensors
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -99,7 +110,7 @@ class _Planner:
     def plan(self) -> Plan:
         model = empty_model(self.config)
         tensors = [self._tensor(name, tuple(p.shape)) for name, p in model.named_parameters()]
-        shards = into_shards((planned.tensor for planned in tensors), self.options.max_shard_bytes)
+        shards = into_shards((planned.tensor for planned in tensors), parse_size(self.options.max_shard_size))
         return Plan(self.config, tensors, shards, self.routers)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> PlannedTensor:
@@ -184,11 +195,23 @@ def _moe_config(sources: Sources, options: UpcycleOptions) -> MoEConfig:
         shared_expert=options.shared_expert,
         expert_granularity=options.granularity,
         expert_names=list(sources.experts) or None,
-        source={"layout": base.layout.name, "config": base.reader.config, "duplicates": base.duplicates},
+        source={
+            "layout": base.layout.name,
+            "config": base.reader.config,
+            "duplicates": base.duplicates,
+            "dtype": _main_dtype(base),
+        },
     )
-    dtypes = {str(header.dtype) for header in base.reader.headers.values()}
-    config.dtype = options.dtype or min(dtypes).removeprefix("torch.")
+    config.dtype = options.dtype or _main_dtype(base)
     return config
+
+
+def _main_dtype(dense: DenseCheckpoint) -> str:
+    """The dtype that most of the weights are stored in."""
+    weights: Counter[torch.dtype] = Counter()
+    for name, shape in dense.shapes.items():
+        weights[dense.dtype(name)] += torch.Size(shape).numel()
+    return str(weights.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def _shared_weights(sources: Sources, options: UpcycleOptions) -> dict[str, float]:
@@ -199,10 +222,9 @@ def _shared_weights(sources: Sources, options: UpcycleOptions) -> dict[str, floa
     if not names:
         raise ConfigError(f"shared={options.shared!r} blends the experts' checkpoints, and none are given")
     weights = dict.fromkeys(names, 1.0) if options.shared == "average" else cast(Mapping[str, float], options.shared)
-    unknown = sorted(set(weights) - set(sources.checkpoints))
-    if unknown or any(weight < 0 for weight in weights.values()) or sum(weights.values()) <= 0:
+    normalised = shares(weights)
+    if normalised is None or not weights.keys() <= sources.checkpoints.keys():
         raise ConfigError(
             f"shared={dict(weights)} must give non-negative weights to {', '.join(sources.checkpoints)}, not all zero"
         )
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items() if weight > 0}
+    return normalised

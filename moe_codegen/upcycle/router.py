@@ -17,8 +17,9 @@ from torch import nn
 from moe_codegen.architectures import DenseCheckpoint
 from moe_codegen.checkpoint import load_tokenizer
 from moe_codegen.errors import CheckpointError, ConfigError
+from moe_codegen.modeling import MoEConfig
 from moe_codegen.upcycle.mapped import computing_in_fp32, mapped_dense, observing
-from moe_codegen.upcycle.options import FROM_TEXT, RouterInit
+from moe_codegen.upcycle.options import FROM_TEXT, RouterInit, UpcycleOptions
 from moe_codegen.upcycle.weights import generator_for
 
 # Tokens of one text that are looked at; beyond it a language looks no different.
@@ -66,6 +67,24 @@ class InputStatistics:
             self.gram_DD += x_ND.t() @ x_ND
 
 
+def make_routers(
+    base: DenseCheckpoint, config: MoEConfig, options: UpcycleOptions, texts: Mapping[str, list[str]] | None
+) -> dict[int, torch.Tensor]:
+    """Layer -> router rows (E, D). The G pieces of one FFN get equal rows, so that they are chosen together."""
+    layers, rows = config.sparse_layers, options.num_experts // options.granularity
+    if options.router in FROM_TEXT:
+        assert texts is not None
+        ordered = {name: texts[name] for name in config.expert_names or []}
+        statistics = ffn_input_statistics(base, layers, ordered, with_gram=options.router == "ridge")
+        routers = {layer: router_from_text(options.router, statistics[layer]) for layer in layers}
+    else:
+        routers = {
+            layer: random_router(options.router, rows, config.hidden_size, options.router_std, options.seed, layer)
+            for layer in layers
+        }
+    return {layer: router.repeat_interleave(options.granularity, dim=0) for layer, router in routers.items()}
+
+
 def random_router(init: RouterInit, num_rows: int, width: int, std: float, seed: int, layer: int) -> torch.Tensor:
     """`normal`: each weight from N(0, std^2). `orthogonal`: orthogonal rows of the same expected length.
 
@@ -103,6 +122,9 @@ def router_from_text(init: RouterInit, statistics: InputStatistics) -> torch.Ten
         system_DD = statistics.gram_DD + penalty * torch.eye(len(statistics.gram_DD))
         rows_ED = torch.linalg.solve(system_DD, mean_ED.t() * statistics.count_E.mean()).t()
         rows_ED = rows_ED - rows_ED.mean(dim=0)
+    # Routers have no bias: what all tokens have in common must favour no expert.
+    common_D = nn.functional.normalize(mean_ED.mean(dim=0), dim=0)
+    rows_ED = rows_ED - (rows_ED @ common_D)[:, None] * common_D
     # Logits at each expert's own mean, against the average over the others.
     logits_EE = mean_ED @ rows_ED.t()
     others = (logits_EE.sum(dim=1) - logits_EE.diagonal()) / max(1, len(logits_EE) - 1)
@@ -156,6 +178,9 @@ def check_router_texts(router: RouterInit, texts: Mapping[str, list[str]] | None
         raise ConfigError(f"router={router!r} tells experts apart by their texts, and copies have none; use 'normal'")
     if not texts:
         raise ConfigError(f"router={router!r} needs router_data: texts for each of {', '.join(experts)}")
+    for name, pieces in texts.items():
+        if isinstance(pieces, str):
+            raise ConfigError(f"router_data[{name!r}] is one string; give a list of texts")
     wrong = sorted(set(texts) ^ set(experts)) or [name for name in experts if not any(texts[name])]
     if wrong:
         raise ConfigError(

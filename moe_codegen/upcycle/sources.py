@@ -1,20 +1,29 @@
 """The dense checkpoints a mixture is made of: opened, compared, and read through once for damage."""
 
-import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers import AutoConfig
 
 from moe_codegen.architectures import DenseCheckpoint
-from moe_codegen.checkpoint import resolve_source, sha256_of
+from moe_codegen.checkpoint import read_json, resolve_source, sha256_of
 from moe_codegen.errors import CheckpointError, ConfigError, MismatchError
+from moe_codegen.upcycle.parallel import Advance, run_parallel
 
-# What may differ between fine-tuned checkpoints of one base: who saved them, how, and how they were regularised.
-MAY_DIFFER = {"architectures", "dtype", "transformers_version", "use_cache", "_name_or_path", "name_or_path"}
+# Checkpoint name -> file -> SHA-256.
+Hashes = dict[str, dict[str, str]]
+# What may differ between fine-tuned checkpoints of one base: who saved them, how, how they were regularised, and
+# which tokens start, end and pad a text.
+MAY_DIFFER = re.compile(
+    r"architectures|dtype|transformers_version|use_cache|_?name_or_path|initializer_range|.*(dropout|pdrop)"
+    r"|.*_token_id"
+)
 # Fine-tuning moves weights by a few per cent; unrelated models have a cosine near 0.
 LEAST_COSINE = 0.5
 
@@ -43,23 +52,20 @@ class Sources:
         """Bytes of all checkpoints' tensors, each folder counted once."""
         return sum({c.reader.folder: c.reader.nbytes for c in self.checkpoints.values()}.values())
 
-    def scan(self, workers: int, advance: Callable[[int], None]) -> dict[str, dict[str, str]]:
-        """Read every weight once; returns checkpoint name -> file -> SHA-256.
+    def scan(self, workers: int, advance: Advance) -> Hashes:
+        """Read every weight once.
 
         Raises:
             CheckpointError: a weight is NaN or infinite, or a tied weight's second copy differs from the first.
         """
         hashes: dict[Path, dict[str, str]] = {}
-        with ThreadPoolExecutor(workers) as pool:
-            for checkpoint in self.checkpoints.values():
-                folder = checkpoint.reader.folder
-                if folder in hashes:
-                    continue
-                files = checkpoint.reader.files
-                futures = [pool.submit(sha256_of, folder / file, advance) for file in files]
-                list(pool.map(lambda name, c=checkpoint: _check_finite(c, name), checkpoint.reader.headers))
-                hashes[folder] = {file: future.result() for file, future in zip(files, futures, strict=True)}
-                _check_duplicates(checkpoint)
+        for checkpoint in {c.reader.folder: c for c in self.checkpoints.values()}.values():
+            folder, files = checkpoint.reader.folder, checkpoint.reader.files
+            tasks: list[Callable[[Advance], Any]] = [partial(sha256_of, folder / file) for file in files]
+            tasks += [partial(_check_finite, checkpoint, name) for name in checkpoint.reader]
+            digests = run_parallel(tasks, workers, advance)
+            hashes[folder] = dict(zip(files, digests[: len(files)], strict=True))
+            _check_duplicates(checkpoint)
         return {name: hashes[checkpoint.reader.folder] for name, checkpoint in self.checkpoints.items()}
 
 
@@ -69,12 +75,14 @@ def open_sources(source: str | Path, experts: Mapping[str, str | Path] | Iterabl
     Raises:
         CheckpointError: one of them cannot be used.
         MismatchError: an expert is not a fine-tuned checkpoint of the base.
-        ConfigError: two experts of one name.
+        ConfigError: two experts of one name, none at all, or one that takes the base's name.
     """
     base = DenseCheckpoint(resolve_source(source))
     named = _named(experts)
     opened = {name: DenseCheckpoint(resolve_source(path)) for name, path in named.items()}
     for name, expert in opened.items():
+        if name == "base" and not expert.reader.folder.samefile(base.reader.folder):
+            raise ConfigError(f"the name 'base' stands for {source}; call the expert {named[name]} something else")
         _check_same_base(base, expert, name)
     return Sources(base, opened, {"base": str(source), **{name: str(path) for name, path in named.items()}})
 
@@ -82,9 +90,18 @@ def open_sources(source: str | Path, experts: Mapping[str, str | Path] | Iterabl
 def _named(experts: Mapping[str, str | Path] | Iterable[str | Path] | None) -> dict[str, str | Path]:
     if experts is None:
         return {}
+    if isinstance(experts, str | Path):
+        raise ConfigError(f"experts={str(experts)!r} is one path; give a list of paths, or name -> path")
     if isinstance(experts, Mapping):
-        return dict(experts)
-    paths = list(experts)
+        named = dict(experts)
+    else:
+        named = _named_by_folder(list(experts))
+    if not named:
+        raise ConfigError("experts is empty; leave it out to copy the base's own FFN")
+    return named
+
+
+def _named_by_folder(paths: list[str | Path]) -> dict[str, str | Path]:
     names = [Path(path).name for path in paths]
     if len(set(names)) < len(names):
         raise ConfigError(f"two experts are named alike ({', '.join(names)}); name them yourself: NAME=PATH")
@@ -93,24 +110,30 @@ def _named(experts: Mapping[str, str | Path] | Iterable[str | Path] | None) -> d
 
 def _check_same_base(base: DenseCheckpoint, expert: DenseCheckpoint, name: str) -> None:
     where = f"expert {name!r} ({expert.reader.folder})"
-    ours, theirs = base.config.to_dict(), expert.config.to_dict()
+    if expert.architecture != base.architecture:
+        raise MismatchError(
+            f"{where} is a {expert.architecture.family}, the base a {base.architecture.family}; "
+            "join only checkpoints tuned from one base"
+        )
+    ours, theirs = _shape_of(base), _shape_of(expert)
     if ours["vocab_size"] != theirs["vocab_size"]:
         raise MismatchError(
             f"{where} has a vocabulary of {theirs['vocab_size']} tokens, the base one of {ours['vocab_size']}; "
             "experts share the base's embeddings, so tune them without adding tokens"
         )
-    different = [key for key in ours if key not in MAY_DIFFER and ours[key] != theirs.get(key)]
+    different = [key for key in ours if ours[key] != theirs[key]]
     if different:
         key = different[0]
         raise MismatchError(
             f"{where} is not of the base's shape: {key} is {theirs.get(key)!r}, the base's is {ours[key]!r}; "
             "join only checkpoints tuned from one base"
         )
-    if _tokenizer_hash(base) != _tokenizer_hash(expert) and None not in (
-        _tokenizer_hash(base),
-        _tokenizer_hash(expert),
-    ):
-        raise MismatchError(f"{where} has another tokenizer.json than the base; the same ids would mean other text")
+    our_tokens, their_tokens = _tokens(base), _tokens(expert)
+    if our_tokens and their_tokens and our_tokens != their_tokens:
+        raise MismatchError(
+            f"the tokenizer.json of {where} makes other tokens than the base's, so the same ids would mean other "
+            "text; join only checkpoints with the base's tokenizer"
+        )
     for tensor in _samples(base):
         cosine = F.cosine_similarity(_sample(base, tensor), _sample(expert, tensor), dim=0).item()
         if not cosine >= LEAST_COSINE:
@@ -130,12 +153,27 @@ def _sample(dense: DenseCheckpoint, name: str) -> torch.Tensor:
     return dense[name][:256].float().flatten()
 
 
-def _tokenizer_hash(dense: DenseCheckpoint) -> str | None:
+def _shape_of(dense: DenseCheckpoint) -> dict[str, Any]:
+    """The settings that make up a model's shape: those its class knows, whatever else `config.json` holds."""
+    fields, known = dense.config.to_dict(), AutoConfig.for_model(dense.architecture.family).to_dict()
+    return {key: fields[key] for key in known if not MAY_DIFFER.fullmatch(key)}
+
+
+def _tokens(dense: DenseCheckpoint) -> list[Any] | None:
+    """What turns text into ids, in `tokenizer.json`; padding and truncation, which training may set, left out."""
     path = dense.reader.folder / "tokenizer.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    if not path.exists():
+        return None
+    tokenizer = read_json(path)
+    model = tokenizer.get("model") or {}
+    # Each merge is a pair, which older releases wrote as one string.
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+    return [model.get("vocab"), merges, added]
 
 
-def _check_finite(dense: DenseCheckpoint, name: str) -> None:
+def _check_finite(dense: DenseCheckpoint, name: str, advance: Advance) -> None:
+    advance(0)  # its bytes are counted where they are hashed
     tensor = dense.reader[name]
     # aminmax passes NaN on, and is far faster than testing each element.
     if tensor.is_floating_point() and not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):

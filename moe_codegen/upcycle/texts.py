@@ -17,23 +17,36 @@ def read_router_data(path: Path) -> dict[str, list[str]]:
     """
     if path.is_dir():
         texts = {
-            folder.name: [file.read_text(errors="replace") for file in sorted(folder.rglob("*")) if file.is_file()]
+            folder.name: [
+                file.read_text(encoding="utf-8", errors="replace")
+                for file in sorted(folder.rglob("*"))
+                if file.is_file()
+            ]
             for folder in sorted(path.iterdir())
             if folder.is_dir()
         }
     elif path.is_file():
         texts = {}
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                texts.setdefault(record["expert"], []).append(record["text"])
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ConfigError(
-                    f'{path}, line {number} is not {{"expert": NAME, "text": TEXT}} ({error!r}); '
-                    "write one such object on each line"
-                ) from error
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    expert, text = _record(line, f"{path}, line {number}")
+                    texts.setdefault(expert, []).append(text)
     else:
         raise ConfigError(f"{path} does not exist; give a JSONL file, or a folder with a folder for each expert")
     if not texts:
         raise ConfigError(f"{path} holds no texts; give a JSONL file, or a folder with a folder for each expert")
     return texts
+
+
+def _record(line: str, where: str) -> tuple[str, str]:
+    try:
+        record = json.loads(line)
+        expert, text = record["expert"], record["text"]
+        if not (isinstance(expert, str) and isinstance(text, str)):
+            raise TypeError("both must be strings")
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'{where} is not {{"expert": NAME, "text": TEXT}} ({error!r}); write one such object on each line'
+        ) from error
+    return expert, text

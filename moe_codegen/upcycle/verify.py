@@ -1,5 +1,6 @@
 """`verify`: is a mixture on disk what it was written as, and does it still compute what its dense source did?"""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,12 @@ from transformers import PreTrainedModel
 
 from moe_codegen.architectures import DenseCheckpoint
 from moe_codegen.checkpoint import load_tokenizer, read_json, resolve_source, sha256_of
-from moe_codegen.errors import CheckpointError
+from moe_codegen.errors import CheckpointError, ConfigError
 from moe_codegen.modeling import MoEForCausalLM
 from moe_codegen.moe import Routing, TopKRouter
 from moe_codegen.reporting import Progress, no_progress
-from moe_codegen.upcycle.convert import PROVENANCE_FILE
 from moe_codegen.upcycle.mapped import computing_in_fp32, mapped_dense, mapped_moe, observing
+from moe_codegen.upcycle.provenance import PROVENANCE_FILE
 
 TOLERANCE = 5e-6
 SAMPLE = '''\
@@ -35,7 +36,7 @@ class LayerCheck:
     Attributes:
         stage: "layer 3", or "logits".
         relative_error: |moe - dense| / |dense|, Frobenius norms, of what leaves this stage when both models run
-            from the same tokens; errors of earlier stages are in it.
+            from the same tokens; errors of earlier stages are in it. Infinite where a value is not finite.
         expert_load: share of the (token, choice) pairs each expert took; None where the layer is dense.
     """
 
@@ -62,14 +63,13 @@ class VerifyReport:
 
     @property
     def max_relative_error(self) -> float:
-        """The largest error of any stage."""
-        return max(row.relative_error for row in self.rows)
+        """The largest error of any stage; 0 where nothing was run, since a file is damaged."""
+        return max((row.relative_error for row in self.rows), default=0.0)
 
     @property
     def first_departure(self) -> str | None:
         """The first stage beyond the tolerance; None if there is none."""
-        # `not <=`, so that NaN departs.
-        return next((row.stage for row in self.rows if not row.relative_error <= self.tolerance), None)
+        return next((row.stage for row in self.rows if row.relative_error > self.tolerance), None)
 
     @property
     def passed(self) -> bool:
@@ -105,6 +105,7 @@ def verify(
 
     Raises:
         CheckpointError: one of them cannot be read, or they are not of one family and shape.
+        ConfigError: no text to compare on.
     """
     dense, folder = DenseCheckpoint(resolve_source(source)), resolve_source(moe)
     damaged, checked = _check_files(folder, progress) if files else ([], 0)
@@ -114,6 +115,8 @@ def verify(
     _check_same_shape(dense, mixture)
     ids = _token_ids(dense, text if text is not None else SAMPLE)
     ids = ids[:, : min(max_tokens, dense.config.max_position_embeddings)]
+    if max_tokens < 1 or not ids.numel():
+        raise ConfigError(f"there are no tokens to compare on: max_tokens={max_tokens}, text={text!r}")
     layers = dense.architecture.layers
     expected = _states(mapped_dense(dense), layers, ids, rounded_to=mixture.dtype)
     loads: dict[str, list[float]] = {}
@@ -194,4 +197,6 @@ def _token_ids(dense: DenseCheckpoint, text: str) -> torch.Tensor:
 
 
 def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return (torch.linalg.vector_norm(actual - expected) / torch.linalg.vector_norm(expected)).item()
+    difference, scale = torch.linalg.vector_norm(actual - expected), torch.linalg.vector_norm(expected)
+    error = (difference / scale).item() if difference else 0.0
+    return error if math.isfinite(error) else math.inf

@@ -4,7 +4,8 @@ Dimensions: D model, F dense FFN's hidden, E experts, G granularity.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,8 @@ from moe_codegen.architectures import DenseCheckpoint
 
 Part = Literal["inner", "down"]
 Kind = Literal["weight", "bias"]
-BLOCK_ROWS = 1024
+# Elements that are widened to fp32 at once.
+BLOCK = 2**20
 
 
 def generator_for(seed: int, *key: object) -> torch.Generator:
@@ -23,12 +25,20 @@ def generator_for(seed: int, *key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
+def shares(weights: Mapping[str, float]) -> dict[str, float] | None:
+    """`weights` scaled to sum to 1, those of zero left out; None if they cannot be."""
+    total = sum(weights.values())
+    if not (all(0 <= weight < math.inf for weight in weights.values()) and 0 < total < math.inf):
+        return None
+    return {name: weight / total for name, weight in weights.items() if weight > 0}
+
+
 def blend(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> Iterator[torch.Tensor]:
     """`sum_i w_i x_i` for weights that sum to 1, in fp32, a block of rows at a time.
 
     Computed as `x_0 + sum_i w_i (x_i - x_0)`, so that equal tensors blend to themselves bit for bit.
     """
-    for blocks in zip(*(tensor.split(BLOCK_ROWS) for tensor in tensors), strict=True):
+    for blocks in zip(*map(_row_blocks, tensors), strict=True):
         wide = torch.promote_types(blocks[0].dtype, torch.float32)
         first = blocks[0].to(wide)
         total = first.clone()
@@ -86,27 +96,33 @@ class ExpertCutter:
         self, dense: DenseCheckpoint, tensor: torch.Tensor, key: tuple[int, int, Part, Kind]
     ) -> torch.Tensor:
         layer, expert, part, _ = key
-        inner = dense.architecture.ffn.inner
-        units = tensor.shape[1] if part == "down" else tensor.shape[0] // len(inner)
-        dropped = torch.randperm(units, generator=generator_for(self.seed, "drop", layer, expert))
-        dropped = dropped[: round(self.drop_ratio * units)]
+        tensor = tensor.clone()
+        # A gated FFN's first matrices stand one above the other, each with its own mean and deviation.
+        matrices = tensor.chunk(len(dense.architecture.ffn.inner)) if part == "inner" else (tensor,)
         dim = 1 if part == "down" else 0
-        if part == "inner":
-            dropped = torch.cat([dropped + half * units for half in range(len(inner))])
-        replaced = tensor.index_select(dim, dropped).float()
-        drawn = torch.empty_like(replaced).normal_(
-            replaced.mean().item(), replaced.std(correction=0).item(), generator=generator_for(self.seed, *key)
-        )
-        return tensor.clone().index_copy_(dim, dropped, drawn.to(tensor.dtype))
+        units = matrices[0].shape[dim]
+        order = torch.randperm(units, generator=generator_for(self.seed, "drop", layer, expert))
+        dropped = order[: max(1, round(self.drop_ratio * units))]
+        generator = generator_for(self.seed, *key)
+        for matrix in matrices:
+            values = matrix.index_select(dim, dropped).float()
+            values.normal_(values.mean().item(), values.std(correction=0).item(), generator=generator)
+            matrix.index_copy_(dim, dropped, values.to(matrix.dtype))
+        return tensor
 
     def _with_noise(self, tensor: torch.Tensor, key: tuple[int, int, Part, Kind], dtype: torch.dtype) -> torch.Tensor:
         generator = generator_for(self.seed, "noise", *key)
         root_mean_square = torch.linalg.vector_norm(tensor, dtype=torch.float32) / tensor.numel() ** 0.5
         noisy = torch.empty(tensor.shape, dtype=dtype)
-        for source, target in zip(tensor.split(BLOCK_ROWS), noisy.split(BLOCK_ROWS), strict=True):
+        for source, target in zip(_row_blocks(tensor), _row_blocks(noisy), strict=True):
             noise = torch.randn(source.shape, generator=generator)
-            target.copy_(source.float() + noise * (self.noise_std * root_mean_square))
+            target.copy_(noise.mul_(self.noise_std * root_mean_square).add_(source))
         return noisy
+
+
+def _row_blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Views of some rows each, small enough to be widened."""
+    return tensor.split(max(1, BLOCK * len(tensor) // tensor.numel()))
 
 
 def _ffn_tensor(dense: DenseCheckpoint, layer: int, part: Part, kind: Kind) -> torch.Tensor:

@@ -1,0 +1,267 @@
+"""The kernels compiled by their own launchers for a GPU that is not there, and what the machine code shows.
+
+`compiling_for("sm_90")` gives Triton a driver that compiles every launch and runs none: launchers run
+unchanged on CPU tensors (never touched, so their memory is never committed), and each launch is recorded.
+`Loop` reads the main loop out of the disassembly: its instructions, what the tensor cores do in it, and
+whether it spills.
+"""
+
+import contextlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from benchmarks.shapes import LayerShape
+from moe_codegen_kernels.gpu import layer
+from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu
+
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+FMA_PER_CLOCK = {"sm_80": 1024, "sm_89": 512, "sm_90": 2048, "sm_100": 4096, "sm_120": 512}  # bf16, one SM
+PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304}
+
+
+def target_of(architecture: str) -> GPUTarget:
+    """Triton's name for an architecture of ours."""
+    if architecture.startswith("gfx"):
+        return GPUTarget("hip", architecture, 64)
+    return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+
+
+def gpu_without_device(architecture: str) -> Gpu:
+    """A GPU to hand to launchers; no cache entry is named after it."""
+    return Gpu(architecture, PROCESSORS[architecture], f"absent {architecture}")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch: the kernel as Triton compiled it, and its grid."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return self.kernel.metadata.name
+
+
+@dataclass
+class Recorder:
+    """What was launched, and how many kernels had to be compiled for it."""
+
+    launches: list[Launch] = field(default_factory=list)
+
+    @property
+    def kernels(self) -> dict[str, Any]:
+        """The distinct compiled kernels, by their hash."""
+        return {launch.kernel.hash: launch.kernel for launch in self.launches}
+
+
+class _NoDriver:
+    """The part of a Triton driver that launching touches; a device is named after its architecture."""
+
+    def __init__(self, architecture: str) -> None:
+        self.architecture = architecture
+        self.utils = self
+        self.launcher_cls = lambda source, metadata: lambda *arguments: None
+
+    def get_current_target(self) -> GPUTarget:
+        return target_of(self.architecture)
+
+    def get_current_device(self) -> str:
+        return self.architecture
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_device_properties(self, device: str) -> dict[str, int]:
+        return {"max_shared_mem": SHARED_MEMORY_LIMIT[self.architecture]}
+
+    def load_binary(self, *arguments: Any) -> tuple[None, int, int, int, int]:
+        return None, 0, 0, 0, 1024
+
+    def unload_module(self, module: None) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def compiling_for(architecture: str) -> Iterator[Recorder]:
+    """Within, a launch compiles for `architecture`, is recorded, and does nothing."""
+    recorder = Recorder()
+    run = JITFunction.run
+
+    def run_and_record(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *arguments, grid=grid, warmup=warmup, **options)
+        recorder.launches.append(Launch(kernel, tuple(grid)))
+        return kernel
+
+    active = triton.runtime.driver._active
+    triton.runtime.driver.set_active(_NoDriver(architecture))
+    JITFunction.run = run_and_record
+    try:
+        yield recorder
+    finally:
+        JITFunction.run = run
+        triton.runtime.driver._active = active
+
+
+def compile_layer(architecture: str, shape: LayerShape, tokens: int, dtype: torch.dtype, trains: bool) -> Recorder:
+    """Every launch of one layer, forward and (if it `trains`) backward."""
+    gpu = gpu_without_device(architecture)
+    hidden_TD = torch.empty(tokens, shape.model, dtype=dtype)
+    ids_TK = torch.empty(tokens, shape.top_k, dtype=torch.int64)
+    weights_TK = torch.empty(tokens, shape.top_k)
+    weights = shape.weights(dtype, "cpu")
+    kind = (shape.activation, shape.gated)
+    needs = [True, True, *(x is not None for x in weights)]
+    with compiling_for(architecture) as recorder:
+        _, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, *kind, trains, trains, gpu)
+        if trains:
+            layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, *weights, *kept, *kind, needs, gpu)
+    return recorder
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The main loop of a compiled kernel, and its resources."""
+
+    kernel: str
+    tensor_core: str  # the instruction that does the products
+    registers: int
+    stack: int  # bytes of local memory a thread
+    shared: int  # bytes
+    instructions: int  # a warp issues in one iteration
+    local: int  # loads and stores of local memory among them
+    copies: int  # TMA loads (UTMALDG) or asynchronous copies (LDGSTS) among them
+    fma: int  # multiply-adds the program's tensor cores do in one iteration
+    warps: int
+
+    def issue_fraction(self, architecture: str) -> float:
+        """Cycles to issue the loop over cycles its products take: below 1, the tensor cores are the limit."""
+        return self.instructions * self.warps / 4 / (self.fma / FMA_PER_CLOCK[architecture])
+
+
+@dataclass
+class _Block:
+    instructions: list[str] = field(default_factory=list)
+    next: list[str] = field(default_factory=list)
+
+
+def main_loop(kernel: Any) -> Loop:
+    """Disassemble `kernel` and find the shortest cycle through its tensor-core instructions."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        text = subprocess.check_output([NVIDIA_TOOLS / "nvdisasm", "-c", cubin.name], text=True)
+        usage = subprocess.check_output([NVIDIA_TOOLS / "cuobjdump", "-res-usage", cubin.name], text=True)
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    cycle = _shortest_cycle(_blocks(text))
+    products = [i for i in cycle if _multiply_adds(i)]
+    tensor_core = re.search(r"\b(?:HGMMA|HMMA|UTCHMMA)\b\S*", text)
+    return Loop(
+        kernel=kernel.metadata.name,
+        tensor_core=tensor_core[0] if tensor_core else "none",
+        registers=numbers["REG"],
+        stack=numbers["STACK"] + numbers["LOCAL"],
+        shared=kernel.metadata.shared,
+        instructions=len(cycle),
+        local=sum(i.startswith(("LDL", "STL")) for i in cycle),
+        copies=sum(i.startswith(("UTMALDG", "LDGSTS")) for i in cycle),
+        fma=sum(map(_multiply_adds, products)) * kernel.metadata.num_warps,
+        warps=kernel.metadata.num_warps,
+    )
+
+
+def _multiply_adds(instruction: str) -> int:
+    """Multiply-adds one warp's issue of the instruction stands for."""
+    if match := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", instruction):
+        m, n, k = map(int, match.groups())
+        return m * n * k // 4  # a warpgroup of four warps issues it together
+    if match := re.match(r"HMMA\.(\d{2})(\d)(\d{1,2})\.", instruction):
+        m, n, k = map(int, match.groups())
+        return m * n * k
+    return 0
+
+
+def _blocks(text: str) -> dict[str, _Block]:
+    """Basic blocks of the disassembly by label, in program order, each with where control may go next."""
+    blocks = {"entry": _Block()}
+    current, split = blocks["entry"], 0
+    for line in text.splitlines():
+        if match := re.match(r"(\.L_x_\d+):", line.strip()):
+            if not _leaves(current):
+                current.next.append(match[1])
+            current = blocks[match[1]] = _Block()
+            continue
+        match = re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line)
+        if not match:
+            continue
+        instruction = match[1].strip().strip("{}").strip()
+        conditional, bare = _without_predicate(instruction)
+        current.instructions.append(bare)
+        if jump := re.match(r"BRA.*`\((\.L_x_\d+)\)", bare):
+            current.next.append(jump[1])
+            if conditional:
+                split += 1
+                name = f"after {split}"
+                current.next.append(name)
+                current = blocks[name] = _Block()
+    return blocks
+
+
+def _without_predicate(instruction: str) -> tuple[bool, str]:
+    match = re.match(r"@!?U?P\w+\s+(.*)", instruction)
+    bare = match[1] if match else instruction
+    # A branch can also name its predicate as an operand: BRA.U !UP0, `(.L_x_1)
+    return bool(match) or bool(re.match(r"BRA\S*\s+!?U?P\w+,", bare)), bare
+
+
+def _leaves(block: _Block) -> bool:
+    """Whether the block ends where control does not fall through."""
+    if not block.instructions:
+        return False
+    conditional, last = _without_predicate(block.instructions[-1])
+    return not conditional and last.startswith(("BRA", "EXIT", "RET"))
+
+
+def _shortest_cycle(blocks: dict[str, _Block]) -> list[str]:
+    """The instructions of the cheapest way from the block with most products back to itself."""
+    work = {name: sum(_multiply_adds(i) for i in block.instructions) for name, block in blocks.items()}
+    best: list[str] = []
+    for start in sorted(work, key=work.__getitem__, reverse=True):
+        if work[start] == 0:
+            break
+        cycle = _cycle_through(blocks, start)
+        if cycle and sum(map(_multiply_adds, cycle)) > sum(map(_multiply_adds, best)):
+            best = cycle
+    return best
+
+
+def _cycle_through(blocks: dict[str, _Block], start: str) -> list[str]:
+    cost = {start: 0}
+    path = {start: list(blocks[start].instructions)}
+    frontier = [start]
+    best: list[str] = []
+    while frontier:
+        name = min(frontier, key=cost.__getitem__)
+        frontier.remove(name)
+        for follower in blocks[name].next:
+            if follower == start:
+                if not best or len(path[name]) < len(best):
+                    best = path[name]
+            elif follower in blocks:
+                price = cost[name] + len(blocks[follower].instructions)
+                if price < cost.get(follower, 10**9):
+                    cost[follower] = price
+                    path[follower] = path[name] + blocks[follower].instructions
+                    frontier.append(follower)
+    return best

@@ -1,0 +1,66 @@
+"""What the compiler's output says about every main loop, where there is no GPU to ask. Not a timing."""
+
+import argparse
+
+import torch
+
+from benchmarks.registry import Result, case
+from benchmarks.shapes import SHAPES
+
+GEMMS = ("up_kernel", "linear_kernel", "down_gradient_kernel", "ragged_k_kernel")
+DECODE = ("decode_up_kernel", "decode_down_kernel")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Architectures and shapes to compile for."""
+    parser.add_argument("--architectures", nargs="+", default=["sm_90", "sm_80"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["santacoder", "mixtral-8x7b"])
+
+
+@case(
+    "kernel-static-cost", "instructions, registers and shared memory of every GEMM's main loop, compiled", add_options
+)
+def run(options: argparse.Namespace) -> Result:
+    """Compile a layer of 16384 tokens (training) and one of 8 (decode), and read their loops."""
+    try:
+        import triton
+
+        from benchmarks.ahead_of_time import compile_layer, main_loop
+    except ModuleNotFoundError:
+        return Result([], notes=["needs triton: pip install 'moe-codegen[gpu]'"])
+    rows = []
+    for architecture in options.architectures:
+        for name in options.shapes:
+            for tokens, trains, kernels in ((16384, True, GEMMS), (8, False, DECODE)):
+                recorder = compile_layer(architecture, SHAPES[name], tokens, torch.bfloat16, trains)
+                seen = set()
+                for kernel in recorder.kernels.values():
+                    if kernel.metadata.name not in kernels:
+                        continue
+                    loop = main_loop(kernel)
+                    if loop in seen:
+                        continue
+                    seen.add(loop)
+                    rows.append(
+                        {
+                            "architecture": architecture,
+                            "shape": name,
+                            "kernel": loop.kernel.removesuffix("_kernel"),
+                            "tensor core": loop.tensor_core,
+                            "issue fraction": round(loop.issue_fraction(architecture), 3) if trains else "",
+                            "instructions": loop.instructions,
+                            "async loads": loop.copies,
+                            "registers": loop.registers,
+                            "spilled, loop": loop.local,
+                            "stack, bytes": loop.stack,
+                            "shared, bytes": loop.shared,
+                        }
+                    )
+    return Result(
+        rows,
+        notes=[
+            "issue fraction = instructions x warps / 4 schedulers, over the clocks the tensor cores need for the "
+            "loop's products; below 1 the tensor cores are the limit. Read from machine code: nothing was timed.",
+            f"triton {triton.__version__}, bf16",
+        ],
+    )

@@ -1,0 +1,10 @@
+"""The Triton kernels and their launchers. Imported on the first CUDA call: nothing else needs triton.
+
+routing.py    route, routing_plan, tile schedule
+rows.py       gather, combine, and the small deterministic reductions
+epilogues.py  activations and where a tile lies, shared by the GEMMs
+pointer.py    grouped GEMMs fed by pointers: any architecture, dtype, size and alignment
+tma.py        the same GEMMs, persistent and fed by TMA: 16-bit, sm_90 and later
+decode.py     few tokens: each touched expert's weights are read once
+layer.py      the expert FFN forward and backward, made of the above
+"""

@@ -1,0 +1,356 @@
+"""The grouped GEMMs of pointer.py, persistent and fed by TMA: 16-bit elements, sm_90 and later.
+
+The equations, the schedule and the partial sums are those of pointer.py; what differs is the feeding.
+
+- Each of a fixed number of programs walks over output tiles, so that a tile's epilogue and the next tile's
+  loads overlap (`flatten` merges the two loops), and nothing is launched for tiles that do not exist.
+- Rows are contiguous (`gather_rows`), read in boxes of BLOCK_M x BLOCK_K. Rows past an expert's end are the
+  next expert's or zero: they only reach rows of the result that are not stored.
+- Results and ragged-K operands go through ragged descriptors, whose bounds are an expert's rows: the
+  hardware drops stores past the end and reads zeros there, so that no loop carries a mask.
+
+Descriptors are made on the host: one made on the device needs an allocator that autograd's thread does not
+have.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.ragged_tma import create_ragged_descriptor, to_ragged_indices
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from moe_codegen_kernels.gpu.epilogues import activate, activate_with_slope, partial_index, ragged_tile
+from moe_codegen_kernels.gpu.routing import Schedule
+from moe_codegen_kernels.tiles import Tile
+
+
+@triton.jit
+def accumulate(
+    rows_desc, matrices_desc, row, expert, n, K, pair_n,
+    PAIR: tl.constexpr, K_INNERMOST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """rows @ matrix^T for one tile; with PAIR also for the columns from `pair_n` on."""
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    second = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        a = rows_desc.load([row, k])
+        if K_INNERMOST:
+            b = matrices_desc.load([expert, n, k]).reshape(BLOCK_N, BLOCK_K).T
+        else:
+            b = matrices_desc.load([expert, k, n]).reshape(BLOCK_K, BLOCK_N)
+        acc = tl.dot(a, b, acc)
+        if PAIR:
+            b = matrices_desc.load([expert, pair_n, k]).reshape(BLOCK_N, BLOCK_K).T
+            second = tl.dot(a, b, second)
+    return acc, second
+
+
+@triton.jit
+def store_rows(desc, row, end, half, column, values):
+    """Store a tile from `row` on, up to the expert's `end`, into a result seen as (R, halves, F).
+
+    The halves keep the gate's last tile from reaching the value's columns. A result of one half is seen the
+    same way, because stores of one shape share one buffer: h and a together would not fit beside the
+    pipeline.
+    """
+    c0, c1, c2 = to_ragged_indices(row, end - row, 0)
+    box: tl.constexpr = (1, 1, values.shape[0], 1, values.shape[1])
+    desc.store([c0, c1, c2, half, column], tl.reshape(values.to(desc.dtype), box))
+
+
+@triton.jit
+def load_half(desc, row, end, half, column, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A tile of h_RG, seen as in `store_rows`; zeros from the expert's `end` on."""
+    c0, c1, c2 = to_ragged_indices(row, end - row, 0)
+    return tl.reshape(desc.load([c0, c1, c2, half, column]), [BLOCK_M, BLOCK_N])
+
+
+@triton.jit
+def load_rows(desc, start, rows, row, column, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows start + row and on of an expert that has `rows` rows from `start`; zeros past its end.
+
+    Without the halves' axis: with it, Triton feeds the transposed operand through registers.
+    """
+    c0, c1, c2 = to_ragged_indices(start, rows, row)
+    return tl.reshape(desc.load([c0, c1, c2, column]), [BLOCK_K, BLOCK_N])
+
+
+@triton.jit
+def linear_kernel(
+    rows_desc, matrices_desc, bias_ptr, out_desc, schedule_ptr, N, K, EXPERTS,
+    HAS_BIAS: tl.constexpr, K_INNERMOST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
+):  # fmt: skip
+    """Tiles of out_RN, every PROGRAMS-th one."""
+    num_m_tiles = tl.load(schedule_ptr)
+    num_n_tiles = tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), num_m_tiles * num_n_tiles, PROGRAMS, flatten=FLATTEN):
+        expert, row, end, n = ragged_tile(tile, num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
+        acc, _ = accumulate(
+            rows_desc, matrices_desc, row, expert, n * BLOCK_N, K, 0,
+            False, K_INNERMOST, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        if HAS_BIAS:
+            column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
+            bias_N = tl.load(bias_ptr + expert.to(tl.int64) * N + column_N, mask=column_N < N, other=0.0)
+            acc += bias_N.to(tl.float32)[None, :]
+        store_rows(out_desc, row, end, 0, n * BLOCK_N, acc)
+
+
+@triton.jit
+def up_kernel(
+    rows_desc, up_desc, bias_ptr, h_desc, a_desc, schedule_ptr, N, K, EXPERTS,
+    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
+):  # fmt: skip
+    """Tiles of a_RF (N = F), and of h_RG where kept (KEEP)."""
+    num_m_tiles = tl.load(schedule_ptr)
+    num_n_tiles = tl.cdiv(N, BLOCK_N)
+    G: tl.constexpr = 2 if GATED else 1
+    for tile in tl.range(tl.program_id(0), num_m_tiles * num_n_tiles, PROGRAMS, flatten=FLATTEN):
+        expert, row, end, n = ragged_tile(tile, num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
+        h, value = accumulate(
+            rows_desc, up_desc, row, expert, n * BLOCK_N, K, N + n * BLOCK_N,
+            GATED, True, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
+        bias_ptrs = bias_ptr + expert.to(tl.int64) * (G * N) + column_N if HAS_BIAS else None
+        if HAS_BIAS:
+            h += tl.load(bias_ptrs, mask=column_N < N, other=0.0).to(tl.float32)[None, :]
+        if KEEP:
+            store_rows(h_desc, row, end, 0, n * BLOCK_N, h)
+        a = activate(h, ACTIVATION)
+        if GATED:
+            if HAS_BIAS:
+                value += tl.load(bias_ptrs + N, mask=column_N < N, other=0.0).to(tl.float32)[None, :]
+            if KEEP:
+                store_rows(h_desc, row, end, 1, n * BLOCK_N, value)
+            a *= value
+        store_rows(a_desc, row, end, 0, n * BLOCK_N, a)
+
+
+@triton.jit(do_not_specialize=["R"])
+def down_gradient_kernel(
+    rows_desc, down_desc, h_desc, order_ptr, weights_ptr, dh_desc, a_desc, partials_ptr, dots_ptr,
+    schedule_ptr, R, N, K, EXPERTS,
+    GATED: tl.constexpr, WRITE_PARTIALS: tl.constexpr, WRITE_DOTS: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
+):  # fmt: skip
+    """Tiles of dh_RG and a'_RF (N = F, K = D), with their partial sums."""
+    num_m_tiles = tl.load(schedule_ptr)
+    num_n_tiles = tl.cdiv(N, BLOCK_N)
+    G: tl.constexpr = 2 if GATED else 1
+    for tile in tl.range(tl.program_id(0), num_m_tiles * num_n_tiles, PROGRAMS, flatten=FLATTEN):
+        expert, row, end, n = ragged_tile(tile, num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
+        acc, _ = accumulate(
+            rows_desc, down_desc, row, expert, n * BLOCK_N, K, 0, False, False, BLOCK_M, BLOCK_N, BLOCK_K
+        )
+        row_M = row + tl.arange(0, BLOCK_M)
+        is_row_M = row_M < end
+        acc = tl.where(is_row_M[:, None], acc, 0.0)  # keeps the next expert's rows out of the sums
+        slot_M = tl.load(order_ptr + row_M, mask=is_row_M, other=0)
+        s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)[:, None]
+        column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
+        place = partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N) + column_N
+        h = load_half(h_desc, row, end, 0, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
+        a, slope = activate_with_slope(h, ACTIVATION)
+        if GATED:
+            d_value = s * acc * a
+            store_rows(dh_desc, row, end, 1, n * BLOCK_N, d_value)
+            if WRITE_PARTIALS:
+                tl.store(partials_ptr + place + N, tl.sum(d_value, axis=0), mask=column_N < N)
+            value = load_half(h_desc, row, end, 1, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
+            store_rows(a_desc, row, end, 0, n * BLOCK_N, s * a * value)
+            acc *= value
+        else:
+            store_rows(a_desc, row, end, 0, n * BLOCK_N, s * a)
+        if WRITE_DOTS:
+            dots_ptrs = dots_ptr + n.to(tl.int64) * R + row_M
+            tl.store(dots_ptrs, tl.sum(acc * a, axis=1), mask=is_row_M)
+        if GATED:  # the gate is read and its slope computed again: kept since above, they would spill
+            h = load_half(h_desc, row, end, 0, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
+            _, slope = activate_with_slope(h, ACTIVATION)
+        dh = s * acc * slope
+        store_rows(dh_desc, row, end, 0, n * BLOCK_N, dh)
+        if WRITE_PARTIALS:
+            tl.store(partials_ptr + place, tl.sum(dh, axis=0), mask=column_N < N)
+
+
+@triton.jit
+def ragged_k_kernel(
+    left_desc, right_desc, out_desc, offsets_ptr, schedule_ptr, M, N, EXPERTS,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
+):  # fmt: skip
+    """Tiles of out_EMN, experts by falling row count; an expert without rows gets zeros."""
+    num_m_tiles = tl.cdiv(M, BLOCK_M)
+    num_n_tiles = tl.cdiv(N, BLOCK_N)
+    tiles = num_m_tiles * num_n_tiles
+    for step in tl.range(tl.program_id(0), EXPERTS * tiles, PROGRAMS, flatten=FLATTEN):
+        expert = tl.load(schedule_ptr + 1 + step // tiles)
+        start = tl.load(offsets_ptr + expert)
+        rows = tl.load(offsets_ptr + expert + 1) - start
+        tile = step % tiles
+        group = tile // (GROUP_M * num_n_tiles)
+        group_m = tl.minimum(num_m_tiles - group * GROUP_M, GROUP_M)
+        inside = tile - group * GROUP_M * num_n_tiles
+        m = (group * GROUP_M + inside % group_m) * BLOCK_M
+        n = (inside // group_m) * BLOCK_N
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for row in range(0, rows, BLOCK_K):
+            left = load_rows(left_desc, start, rows, row, m, BLOCK_K, BLOCK_M)
+            right = load_rows(right_desc, start, rows, row, n, BLOCK_K, BLOCK_N)
+            acc = tl.dot(left.T, right, acc)
+        out_desc.store([expert, m, n], acc.to(out_desc.dtype).reshape(1, BLOCK_M, BLOCK_N))
+
+
+def linear(
+    rows_RK: Tensor,
+    order_R: None,
+    top_k: int,
+    matrices_ENK: Tensor,
+    bias_EN: Tensor | None,
+    schedule: Schedule,
+    tile: Tile,
+) -> Tensor:
+    """out_RN; rows_RK must be gathered already."""
+    assert order_R is None
+    _, columns, inner = matrices_ENK.shape
+    out_RN = rows_RK.new_empty(rows_RK.shape[0], columns)
+    tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
+    k_innermost = matrices_ENK.stride(2) == 1
+    linear_kernel[_grid(schedule, tiles, tile)](
+        _rows_descriptor(rows_RK, tile), _matrices_descriptor(matrices_ENK, k_innermost, tile), bias_EN,
+        _ragged_descriptor(out_RN, 1, tile.block_m, tile.block_n), schedule.entries,
+        columns, inner, schedule.experts,
+        HAS_BIAS=bias_EN is not None, K_INNERMOST=k_innermost, **_constants(schedule, tile),
+    )  # fmt: skip
+    return out_RN
+
+
+def up(
+    rows_RD: Tensor,
+    order_R: None,
+    top_k: int,
+    up: Tensor,
+    bias_EG: Tensor | None,
+    activation: str,
+    gated: bool,
+    keep: bool,
+    schedule: Schedule,
+    tile: Tile,
+) -> tuple[Tensor, Tensor]:
+    """a_RF and h_RG (empty unless `keep`)."""
+    assert order_R is None
+    _, grown, inner = up.shape
+    halves = 2 if gated else 1
+    rows, columns = rows_RD.shape[0], grown // halves
+    h_RG = rows_RD.new_empty((rows, grown) if keep else (0,))
+    a_RF = rows_RD.new_empty(rows, columns)
+    tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
+    up_kernel[_grid(schedule, tiles, tile)](
+        _rows_descriptor(rows_RD, tile), _matrices_descriptor(up, True, tile), bias_EG,
+        _ragged_descriptor(h_RG, halves, tile.block_m, tile.block_n) if keep else None,
+        _ragged_descriptor(a_RF, 1, tile.block_m, tile.block_n), schedule.entries,
+        columns, inner, schedule.experts,
+        HAS_BIAS=bias_EG is not None, GATED=gated, KEEP=keep, ACTIVATION=activation,
+        **_constants(schedule, tile),
+    )  # fmt: skip
+    return a_RF, h_RG
+
+
+def down_gradient(
+    dO_RD: Tensor,
+    down: Tensor,
+    h_RG: Tensor,
+    order_R: Tensor,
+    weights_TK: Tensor,
+    activation: str,
+    gated: bool,
+    partials_PG: Tensor | None,
+    dots_BR: Tensor | None,
+    schedule: Schedule,
+    tile: Tile,
+) -> tuple[Tensor, Tensor]:
+    """dh_RG and a'_RF = s a; partials_PG and the first rows of dots_BR are filled when given."""
+    _, inner, columns = down.shape
+    halves = 2 if gated else 1
+    dh_RG = torch.empty_like(h_RG)
+    a_RF = h_RG.new_empty(h_RG.shape[0], columns)
+    tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
+    down_gradient_kernel[_grid(schedule, tiles, tile)](
+        _rows_descriptor(dO_RD, tile), _matrices_descriptor(down.mT, False, tile),
+        _ragged_descriptor(h_RG, halves, tile.block_m, tile.block_n), order_R, weights_TK,
+        _ragged_descriptor(dh_RG, halves, tile.block_m, tile.block_n),
+        _ragged_descriptor(a_RF, 1, tile.block_m, tile.block_n), partials_PG, dots_BR,
+        schedule.entries, order_R.numel(), columns, inner, schedule.experts,
+        GATED=gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
+        ACTIVATION=activation, **_constants(schedule, tile),
+    )  # fmt: skip
+    return dh_RG, a_RF
+
+
+def ragged_k(left_RM: Tensor, right_RN: Tensor, schedule: Schedule, tile: Tile) -> Tensor:
+    """out_EMN."""
+    m, n = left_RM.shape[1], right_RN.shape[1]
+    out_EMN = left_RM.new_empty(schedule.experts, m, n)
+    tiles = schedule.experts * triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    ragged_k_kernel[_grid(schedule, tiles, tile)](
+        create_ragged_descriptor(left_RM, [tile.block_k, tile.block_m]),
+        create_ragged_descriptor(right_RN, [tile.block_k, tile.block_n]),
+        TensorDescriptor.from_tensor(out_EMN, [1, tile.block_m, tile.block_n]),
+        schedule.offsets_E, schedule.entries, m, n, schedule.experts, **_constants(schedule, tile),
+    )  # fmt: skip
+    return out_EMN
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether the hardware can read and write these: 16-bit elements, every row a multiple of 16 bytes."""
+    return all(
+        x.element_size() == 2
+        and x.data_ptr() % 16 == 0
+        and sorted(x.stride())[0] == 1
+        and all(stride % 8 == 0 for stride in x.stride() if stride != 1)
+        for x in tensors
+    )
+
+
+def _grid(schedule: Schedule, tiles: int, tile: Tile) -> tuple[int]:
+    """As many programs as run at once; fewer tiles need fewer, and then each program takes one."""
+    return (min(schedule.processors * tile.programs, tiles),)
+
+
+def _rows_descriptor(rows_RK: Tensor, tile: Tile) -> TensorDescriptor:
+    return TensorDescriptor.from_tensor(rows_RK, [tile.block_m, tile.block_k])
+
+
+def _matrices_descriptor(matrices_ENK: Tensor, k_innermost: bool, tile: Tile) -> TensorDescriptor:
+    if k_innermost:
+        return TensorDescriptor.from_tensor(matrices_ENK, [1, tile.block_n, tile.block_k])
+    return TensorDescriptor.from_tensor(matrices_ENK.mT, [1, tile.block_k, tile.block_n])
+
+
+def _ragged_descriptor(rows_RN: Tensor, halves: int, block_rows: int, block_n: int) -> TensorDescriptor:
+    """Rows as (R, halves, F), bounded by an expert's rows: see `store_rows`."""
+    view = rows_RN.view(rows_RN.shape[0], halves, rows_RN.shape[1] // halves)
+    return create_ragged_descriptor(view, [block_rows, 1, block_n])
+
+
+def _constants(schedule: Schedule, tile: Tile) -> dict[str, Any]:
+    return {
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
+        "GROUP_M": tile.group_m,
+        "PROGRAMS": schedule.processors * tile.programs,
+        "FLATTEN": tile.flatten,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }

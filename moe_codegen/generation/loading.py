@@ -1,0 +1,56 @@
+"""From a checkpoint's path to a model and tokenizer that are ready to generate."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_codegen.architectures import DenseCheckpoint
+from moe_codegen.checkpoint import load_tokenizer, read_json, resolve_source
+from moe_codegen.errors import CheckpointError
+from moe_codegen.modeling import MoEForCausalLM
+from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
+
+
+def load_model(
+    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a mixture, or of a dense checkpoint in any known layout.
+
+    Args:
+        path: a folder, or a hub id.
+        dtype: of the weights; None keeps the checkpoint's.
+        device: None takes the accelerator where there is one.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used, or has no tokenizer beside it.
+    """
+    folder = resolve_source(path)
+    model_type = str(read_json(folder / "config.json").get("model_type", ""))
+    model = _mixture(folder, dtype) if model_type.startswith(MODEL_TYPE_PREFIX) else _dense(folder, dtype)
+    tokenizer = load_tokenizer(folder, model.config)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{folder} holds no tokenizer; copy tokenizer.json and tokenizer_config.json of its dense source into it"
+        )
+    return model.to(device or default_device()).eval(), tokenizer
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one, else the processor."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _mixture(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    return MoEForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+
+
+def _dense(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    dense = DenseCheckpoint(folder)
+    model_class = getattr(transformers, f"{dense.architecture.class_prefix}ForCausalLM")
+    stored = dense.dtype(next(iter(dense)))
+    model = model_class.from_pretrained(None, config=dense.config, state_dict=dict(dense), dtype=dtype or stored)
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model

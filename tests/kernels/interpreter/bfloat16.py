@@ -1,0 +1,40 @@
+"""Triton's interpreter keeps bfloat16 as bit patterns, multiplies the patterns as numbers, and truncates when it
+rounds. The kernels only load, store, widen, narrow and multiply bfloat16, so two repaired methods are enough."""
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 bit patterns -> float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(values: np.ndarray) -> np.ndarray:
+    """float32 -> bfloat16 bit patterns, to nearest even, NaN to NaN."""
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def repair(monkeypatch) -> None:
+    """Make the interpreter's casts and dots right for bfloat16."""
+    builder = interpreter.InterpreterBuilder
+    cast, dot = builder.cast_impl, builder.create_dot
+
+    def cast_impl(self, src, dst_type):
+        pair = (src.dtype.scalar, dst_type.scalar)
+        if pair == (tl.bfloat16, tl.float32):
+            return interpreter.TensorHandle(widen(src.data), tl.float32)
+        if pair == (tl.float32, tl.bfloat16):
+            return interpreter.TensorHandle(narrow(np.asarray(src.data)), tl.bfloat16)
+        return cast(self, src, dst_type)
+
+    def create_dot(self, a, b, d, *options):
+        if a.dtype.scalar == tl.bfloat16:
+            a, b = (interpreter.TensorHandle(widen(x.data), tl.float32) for x in (a, b))
+        return dot(self, a, b, d, *options)
+
+    monkeypatch.setattr(builder, "cast_impl", cast_impl)
+    monkeypatch.setattr(builder, "create_dot", create_dot)

@@ -1,0 +1,44 @@
+"""expert_ffn by way of the GPU launchers, on CPU tensors, with tiles small enough for small problems."""
+
+import torch
+
+from moe_codegen_kernels import tiles
+from moe_codegen_kernels.gpu import layer
+from moe_codegen_kernels.tiles import Bucket, Gpu, Tile
+
+GPU = Gpu("sm_90", processors=3, name="interpreter")  # fewer than there are tiles: programs must walk
+
+
+def small_bucket(path: str) -> Bucket:
+    """Tiles that leave edges in every direction of a problem of a few dozen."""
+    tile = Tile(block_m=16, block_n=32, block_k=16, warps=4, stages=2, group_m=2)
+    return Bucket(0, path, tile, tile, tile, tile, ragged_k=Tile(32, 16, 16, 4, 2, group_m=2))
+
+
+def use_tiles(monkeypatch, path: str) -> None:
+    """Feed every GEMM by `path`; what TMA cannot read still goes by pointer."""
+    buckets = (small_bucket(path), small_bucket("pointer"))
+    monkeypatch.setattr(tiles, "buckets_of", lambda gpu, element_bytes: buckets)
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, activation, gated, recompute, *tensors):
+        out_TD, *kept = layer.expert_ffn(*tensors, activation, gated, True, not recompute, GPU)
+        hidden_TD, _, weights_TK, *weights = tensors
+        ctx.save_for_backward(hidden_TD, weights_TK, *weights, *kept)
+        ctx.options = activation, gated
+        return out_TD
+
+    @staticmethod
+    def backward(ctx, grad_TD):
+        saved = ctx.saved_tensors
+        needs = [x is not None for x in saved[:6]]
+        gradients = layer.expert_ffn_backward(grad_TD, *saved, *ctx.options, needs, GPU)
+        hidden, *others = (g if needed else None for g, needed in zip(gradients, needs, strict=True))
+        return None, None, None, hidden, None, *others
+
+
+def expert_ffn_on_gpu_path(*tensors, activation, gated, recompute=False):
+    """The signature of moe_codegen_kernels.expert_ffn."""
+    return _Layer.apply(activation, gated, recompute, *tensors)

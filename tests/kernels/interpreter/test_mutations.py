@@ -1,0 +1,83 @@
+"""A kernel that is wrong in one line must fail the check that the right one passes."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_codegen_kernels.gpu import decode, layer, pointer, rows, tma
+from tests.kernels.interpreter.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
+from tests.kernels.problems import check_against_oracle, make_problem, oracle, relative_error
+
+MUTATIONS = [
+    (pointer, "is_row_M = row_M < end", "is_row_M = row_M < end + 1"),
+    (pointer, "matrices_ptr + expert.to(tl.int64) * stride_e", "matrices_ptr + (expert ^ 1) * stride_e"),
+    (pointer, "column_N, N, BLOCK_M), acc, mask=mask)", "column_N, N, BLOCK_M), acc * (n > 0), mask=mask)"),
+    (pointer, "acc += bias_N.to(tl.float32)[None, :]", "pass"),
+    (pointer, "h += tl.load(bias_ptrs", "h += 0.0 * tl.load(bias_ptrs"),
+    (pointer, "s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0)", "s = tl.load(weights_ptr + slot_M)"),
+    (pointer, "left_mask = is_row_K[None, :] if EVEN else is_row_K[None, :] &", "left_mask ="),
+    (pointer, "a = tl.load(row_ptrs, mask=is_k_K[None, :], other=0.0)", "a = tl.load(row_ptrs)"),
+    (tma, "to_ragged_indices(row, end - row, 0)", "to_ragged_indices(row, end - row + 1, 0)"),
+    (tma, "matrices_desc.load([expert, n, k])", "matrices_desc.load([expert ^ 1, n, k])"),
+    (tma, "end, 0, n * BLOCK_N, acc)", "end, 0, n * BLOCK_N, acc * (n > 0))"),
+    (tma, "acc += bias_N.to(tl.float32)[None, :]", "pass"),
+    (tma, "acc = tl.where(is_row_M[:, None], acc, 0.0)", "pass"),
+    (tma, "to_ragged_indices(start, rows, row)", "to_ragged_indices(start, rows + 1, row)"),
+    (rows, "column_N < tl.where(row < end, N, 0)", "column_N < N"),
+    (rows, "sums_N = tl.sum(dO.to(tl.float32) * s_M[:, None], axis=0)", "sums_N = tl.sum(dO.to(tl.float32), axis=0)"),
+    (rows, "total_R += tl.load(dots_ptr +", "total_R = tl.load(dots_ptr +"),
+    (
+        rows,
+        "value_N *= tl.load(weights_ptr + token * TOP_K + choice)",
+        "value_N *= tl.load(weights_ptr + token * TOP_K)",
+    ),
+]
+
+
+def _mutated(module, right, wrong, folder):
+    source = Path(module.__file__).read_text()
+    assert right in source, f"{module.__name__} no longer holds the line to break: {right}"
+    path = folder / "mutated.py"
+    path.write_text(source.replace(right, wrong))
+    spec = importlib.util.spec_from_file_location("mutated", path)
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    return mutant
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+@pytest.mark.parametrize(("module", "right", "wrong"), MUTATIONS, ids=lambda value: getattr(value, "__name__", None))
+def test_the_check_sees(monkeypatch, tmp_path, module, right, wrong):
+    use_tiles(monkeypatch, "pointer" if module is pointer else "tma")
+    mutant = _mutated(module, right, wrong, tmp_path)
+    if module is rows:
+        monkeypatch.setattr(layer, "rows", mutant)
+    else:
+        monkeypatch.setitem(layer.GEMMS_OF, "pointer" if module is pointer else "tma", mutant)
+    problem = make_problem(tokens=23, model=24, hidden=40, experts=4, load="sentinels")
+    with pytest.raises(AssertionError, match="relative error"):
+        check_against_oracle(expert_ffn_on_gpu_path, problem, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("is_k_K = k + k_K < K", "is_k_K = k + k_K < K - 1"),
+        ("(ids_R == expert) & (row_R < index)", "(ids_R == expert) & (row_R <= index)"),
+        ("(part * EXPERTS + expert) * T + token)", "(part * EXPERTS + expert) * T)"),
+        ("tl.where(part == 0, N, 0)", "N"),
+        ("a *= value", "pass"),
+    ],
+)
+def test_decode_mutations(tmp_path, right, wrong):
+    problem = make_problem(tokens=3, experts=9, gated=True).to(torch.float16)
+    truth_TD = oracle.expert_ffn(*problem.to(torch.float64).arguments(), activation="gelu_tanh", gated=True)
+    error = {
+        module: relative_error(module.expert_ffn(*problem.arguments(), "gelu_tanh", True, GPU), truth_TD)
+        for module in (decode, _mutated(decode, right, wrong, tmp_path))
+    }
+    right_error, wrong_error = error.values()
+    assert right_error < 1e-3
+    assert wrong_error > 1e-2

@@ -1,0 +1,168 @@
+"""The kernels on a GPU: numerics in every dtype, past 2^31 elements, in a CUDA graph, compiled, in real models.
+
+`make gpu-test` runs these; without CUDA they are skipped.
+"""
+
+import functools
+
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from moe_codegen.moe.implementation import register_experts_implementation
+from moe_codegen_kernels import (
+    combine,
+    cpu,
+    expert_ffn,
+    grouped_gemm,
+    grouped_gemm_ragged_k,
+    oracle,
+    route,
+    routing_plan,
+)
+from tests.kernels.problems import (
+    LOADS,
+    check_against_oracle,
+    eager_expert_ffn,
+    make_problem,
+    outputs_and_gradients,
+    relative_error,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SIZES = {"pointer": {"tokens": 150, "model": 136, "hidden": 200}, "tma": {"tokens": 1500, "model": 256, "hidden": 512}}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("load", LOADS)
+def test_no_worse_than_eager_for_every_load(load, size, dtype):
+    check_against_oracle(expert_ffn, make_problem(**SIZES[size], load=load).on("cuda"), dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu", "silu", "relu"])
+def test_no_worse_than_eager_for_every_kind_of_expert(activation, gated, bias, size):
+    problem = make_problem(**SIZES[size], activation=activation, gated=gated, bias=bias).on("cuda")
+    check_against_oracle(expert_ffn, problem, torch.bfloat16)
+    check_against_oracle(functools.partial(expert_ffn, recompute=True), problem, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("tokens", "model", "hidden", "top_k"), [(1, 24, 40, 1), (190, 231, 377, 3), (65, 8, 72, 1)])
+def test_odd_sizes(tokens, model, hidden, top_k):
+    problem = make_problem(tokens, model, hidden, 4, top_k, gated=True).on("cuda")
+    check_against_oracle(expert_ffn, problem, torch.bfloat16, slack=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("experts", [5, 100])
+@pytest.mark.parametrize("tokens", [1, 3, 16, 64])
+def test_decode(tokens, experts, dtype):
+    problem = make_problem(tokens, 256, 512, experts, load="sentinels").on("cuda")
+    kind = {"activation": "gelu_tanh", "gated": False}
+    truth_TD = oracle.expert_ffn(*problem.to(torch.float64, torch.float64).arguments(), **kind)
+    rounded = problem.to(dtype)
+    error = relative_error(expert_ffn(*rounded.arguments(), **kind), truth_TD)
+    eager = relative_error(eager_expert_ffn(*rounded.arguments(), **kind), truth_TD)
+    assert error <= max(1.5 * eager, torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_repeats_are_bitwise_equal(size):
+    problem = make_problem(**SIZES[size], load="one_hot").on("cuda").to(torch.bfloat16)
+    first, *others = (outputs_and_gradients(expert_ffn, problem) for _ in range(5))
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+
+
+def test_parts_equal_the_cpus():
+    logits_TE = torch.randn(5000, 60)
+    for renormalise in (True, False):
+        (weights_TK, ids_TK), (truth_TK, truth_ids_TK) = (
+            route(x, 4, renormalise) for x in (logits_TE.cuda(), logits_TE)
+        )
+        assert torch.equal(ids_TK.cpu(), truth_ids_TK)
+        torch.testing.assert_close(weights_TK.cpu(), truth_TK)
+    ids_TK = torch.randint(0, 61, (5000, 4))
+    plan = routing_plan(ids_TK.cuda(), 60)
+    assert all(torch.equal(x.cpu(), y) for x, y in zip(plan, cpu.routing_plan(ids_TK, 60), strict=True))
+    rows_RK, matrices = torch.randn(20_000, 64).bfloat16(), torch.randn(60, 128, 64).bfloat16()
+    offsets_E = plan.offsets_E.cpu()
+    out_RN = grouped_gemm(rows_RK.cuda(), matrices.cuda(), None, plan.offsets_E)
+    assert relative_error(out_RN, oracle.grouped_gemm(rows_RK.double(), matrices.double(), None, offsets_E)) < 5e-3
+    out_EMN = grouped_gemm_ragged_k(out_RN, rows_RK.cuda(), plan.offsets_E)
+    truth_EMN = oracle.grouped_gemm_ragged_k(out_RN.cpu().double(), rows_RK.double(), offsets_E)
+    assert relative_error(out_EMN, truth_EMN) < 5e-3
+    weights_TK = torch.rand(5000, 4)
+    out_TD = combine(out_RN, weights_TK.cuda(), plan.inverse_R, plan.offsets_E)
+    truth_TD = cpu.combine(out_RN.cpu().double(), weights_TK.double(), plan.inverse_R.cpu(), offsets_E)
+    assert relative_error(out_TD, truth_TD) < 5e-3
+
+
+@pytest.mark.parametrize("tokens", [8, 2000])
+def test_captured_in_a_cuda_graph(tokens):
+    problem = make_problem(tokens, 256, 512).on("cuda").to(torch.bfloat16)
+    kind = {"activation": "gelu_tanh", "gated": False}
+    expected_TD = expert_ffn(*problem.arguments(), **kind)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out_TD = expert_ffn(*problem.arguments(), **kind)
+    problem.expert_ids_TK.copy_(problem.expert_ids_TK.flip(0))
+    graph.replay()
+    assert not torch.equal(out_TD, expected_TD)
+    assert torch.equal(out_TD, expert_ffn(*problem.arguments(), **kind))
+
+
+def test_compiled_without_graph_breaks():
+    problem = make_problem(**SIZES["tma"]).on("cuda").to(torch.bfloat16)
+    expected = outputs_and_gradients(expert_ffn, problem)
+    results = outputs_and_gradients(torch.compile(expert_ffn, fullgraph=True), problem)
+    assert all(torch.equal(results[name], expected[name]) for name in expected)
+
+
+def test_nothing_waits_for_the_device():
+    problem = make_problem(**SIZES["tma"]).on("cuda").to(torch.bfloat16)
+    outputs_and_gradients(expert_ffn, problem)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outputs_and_gradients(expert_ffn, problem)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_past_2_to_the_31_elements():
+    tokens, model, hidden = 2**18 + 3, 64, 4096  # R * F = 2^31 and some
+    problem = make_problem(8, model, hidden, 4).on("cuda").to(torch.bfloat16)
+    hidden_TD = problem.hidden_TD.repeat(tokens // 8 + 1, 1)[:tokens].requires_grad_()
+    ids_TK = problem.expert_ids_TK.repeat(tokens // 8 + 1, 1)[:tokens]
+    weights_TK = problem.weights_TK.repeat(tokens // 8 + 1, 1)[:tokens]
+    weights = (problem.up, problem.up_bias, problem.down, problem.down_bias)
+    out_TD = expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, activation="gelu_tanh", gated=False)
+    out_TD.backward(torch.ones_like(out_TD))
+    for whole_TD in (out_TD.detach(), hidden_TD.grad):
+        assert relative_error(whole_TD[-8 - tokens % 8 : -(tokens % 8)], whole_TD[:8]) < 5e-3
+
+
+def test_mixtral_matches_eager():
+    register_experts_implementation()
+    config = MixtralConfig(
+        vocab_size=128, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config).cuda()
+    input_ids = torch.randint(0, 128, (4, 128), device="cuda")
+    results = {}
+    for implementation in ("eager", "moe_codegen"):
+        model.set_experts_implementation(implementation)
+        model.zero_grad()
+        output = model(input_ids, labels=input_ids)
+        output.loss.backward()
+        results[implementation] = [output.logits.detach(), *(p.grad.clone() for p in model.parameters())]
+    for eager, ours in zip(*results.values(), strict=True):
+        assert relative_error(ours, eager) < 1e-4
