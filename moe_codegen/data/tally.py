@@ -58,10 +58,7 @@ def merged(records: Iterable[dict[str, Any]]) -> Tally:
 
 
 class UnitOutput:
-    """What one unit gives: shards (one in each of `folders`), the log of its dropped rows, and their tally.
-
-    `content=True` puts the text of dropped rows into the log too.
-    """
+    """What one unit gives: shards (one in each of `folders`), the log of its dropped rows, and their tally."""
 
     def __init__(self, folder: Path, number: int, schema: pa.Schema, folders: tuple[str, ...] = ("",)) -> None:
         self.tally = Tally()
