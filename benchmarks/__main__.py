@@ -16,7 +16,7 @@ import benchmarks
 from benchmarks.machine import describe_machine
 from benchmarks.registry import CASES, Case, Result
 
-NOT_CASES = {"__main__", "registry", "machine", "published", "shapes", "ahead_of_time"}
+NOT_CASES = {"__main__", "ahead_of_time", "corpus", "machine", "published", "registry", "shapes"}
 
 
 def main() -> None:

@@ -23,3 +23,23 @@ class OutputError(MoECodegenError, OSError):
 
 class ResumeError(MoECodegenError):
     """A started conversion that cannot go on, because its source or its settings have changed since."""
+
+
+class SourceError(MoECodegenError):
+    """Data that cannot be read: nothing there, unknown format, or damaged beyond single rows."""
+
+
+class ColumnError(SourceError):
+    """A column that is missing or of the wrong type; the message names column, expected, found and file."""
+
+
+class GatedDatasetError(SourceError):
+    """A dataset on the Hub that needs a signed-in user who has accepted its terms."""
+
+
+class TokenizerError(MoECodegenError):
+    """A tokenizer that cannot do what was asked of it, such as fill-in-the-middle without sentinels."""
+
+
+class WorkerError(MoECodegenError):
+    """A worker process that died, or failed on an input that it names."""

@@ -29,6 +29,19 @@ for verb in (
 ):
     app.command()(verb)
 
+try:
+    from moe_codegen.cli.data import app as data_app
+except ModuleNotFoundError as missing:
+    needed = missing.name
+
+    @app.command("data", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def data() -> None:
+        """Code data: from a dataset or repositories to training batches (needs the extra `data`)."""
+        raise MoECodegenError(f"{needed} is missing, which the data verbs need: pip install 'moe-codegen[data]'")
+
+else:
+    app.add_typer(data_app, name="data")
+
 
 def main() -> None:
     """Run the command line; an error of ours is one message on standard error and exit status 1."""

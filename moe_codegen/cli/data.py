@@ -1,0 +1,189 @@
+"""`moe-codegen data VERB IN OUT`: the flags of a verb are the fields of its settings."""
+
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from moe_codegen.data.cleaning import clean
+from moe_codegen.data.corpus import CorpusSettings, build_corpus, read_packages
+from moe_codegen.data.decontamination import DecontaminateSettings, decontaminate
+from moe_codegen.data.dedup import DedupSettings, dedup
+from moe_codegen.data.filters import CleanSettings
+from moe_codegen.data.inspection import InspectSettings
+from moe_codegen.data.inspection import inspect as inspect_source
+from moe_codegen.data.packing import PackSettings, pack
+from moe_codegen.data.preparation import prepare, read_plan
+from moe_codegen.data.reporting import report
+from moe_codegen.data.sampling import SampleSettings, sample
+from moe_codegen.data.settings import SourceSettings, as_record
+from moe_codegen.data.sources import Source, open_source
+from moe_codegen.data.splitting import SplitSettings, split
+from moe_codegen.data.stage import Record
+from moe_codegen.data.tally import Tally
+from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+
+app = typer.Typer(
+    name="data", help="Code data: from a dataset or repositories to training batches.", no_args_is_help=True
+)
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="IN", help="Folder of shards or repositories, a file, or a Hub id.", show_default=False)
+]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder, or a started run.")]
+NumProc = Annotated[int, typer.Option(min=1, help="Worker processes; the output is the same for any number.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
+
+_console = Console()
+
+
+def _run_inspect(source: Source, out: Path, settings: InspectSettings, *, num_proc: int, quiet: bool) -> Record:
+    return inspect_source(source, out, num_proc=num_proc, quiet=quiet)
+
+
+def _run_tokenizer(source: Source, out: Path, settings: TokenizerSettings, *, num_proc: int, quiet: bool) -> Record:
+    return make_tokenizer(source, out, settings, quiet=quiet)
+
+
+def _add(verb: str, settings_class: type, run: Callable[..., Record]) -> None:
+    """Register `verb` with the flags of its settings, of the source, and those that all verbs have."""
+
+    def command(**given: Any) -> None:
+        def of(some_class: type) -> Any:
+            names = [field.name for field in dataclasses.fields(some_class)]
+            values = {name: given[name] for name in names}
+            return some_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+        settings, source_settings = of(settings_class), of(SourceSettings)
+        source = open_source(given["source"], source_settings)
+        if given["dry_run"]:
+            _show_plan(verb, source, given["out"], settings)
+            return
+        manifest = run(source, given["out"], settings, num_proc=given["num_proc"], quiet=given["quiet"])
+        _show(manifest, given["out"], given["json_"])
+
+    common = {"num_proc": (NumProc, 1), "dry_run": (DryRun, False), "quiet": (Quiet, False), "json_": (AsJson, False)}
+    parameters = [
+        inspect.Parameter("source", inspect.Parameter.KEYWORD_ONLY, annotation=SourceArgument),
+        inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=OutArgument),
+        *(parameter for some in (settings_class, SourceSettings) for parameter in _parameters(some)),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+            for name, (kind, default) in common.items()
+        ),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    summary = (inspect.getdoc(settings_class if run.__name__.startswith("_") else run) or "").split("\n\n")[0]
+    app.command(verb, help=summary)(command)
+
+
+def _parameters(settings_class: type) -> list[inspect.Parameter]:
+    """A keyword parameter for each field; a tuple is a flag that may be repeated."""
+    hints = typing.get_type_hints(settings_class)
+    parameters = []
+    for field in dataclasses.fields(settings_class):
+        many = typing.get_origin(hints[field.name]) is tuple
+        kind = list[typing.get_args(hints[field.name])[0]] if many else hints[field.name]  # type: ignore[misc]
+        annotation = Annotated[kind, typer.Option(help=field.metadata["help"])]  # type: ignore[valid-type]
+        default = list(field.default) if many and isinstance(field.default, tuple) else field.default
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        )
+    return parameters
+
+
+for _verb, _settings_class, _run in (
+    ("inspect", InspectSettings, _run_inspect),
+    ("clean", CleanSettings, clean),
+    ("dedup", DedupSettings, dedup),
+    ("decontaminate", DecontaminateSettings, decontaminate),
+    ("sample", SampleSettings, sample),
+    ("split", SplitSettings, split),
+    ("tokenizer", TokenizerSettings, _run_tokenizer),
+    ("pack", PackSettings, pack),
+):
+    _add(_verb, _settings_class, _run)
+
+
+@app.command("report")
+def report_command(source: SourceArgument, out: OutArgument, pictures: bool = True) -> None:
+    """Write report.json, report.md and pictures: what was kept and dropped, why, and how large the samples are."""
+    report(source, out, pictures=pictures)
+    _console.print(f"report written to {out / 'report.md'}")
+
+
+@app.command("prepare")
+def prepare_command(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="What to read and which verbs to run.")],
+    out: OutArgument,
+    num_proc: NumProc = 1,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run every verb that a TOML file names, each into a folder of its own under OUT."""
+    read = read_plan(plan)
+    if dry_run:
+        source = open_source(read.source, read.source_settings)
+        for verb, settings in read.steps.items():
+            _show_plan(verb, source, out, settings)
+        return
+    for folder, manifest in prepare(read, out, num_proc=num_proc, quiet=quiet).items():
+        _show(manifest, out / folder, as_json=False)
+
+
+@app.command("corpus")
+def corpus_command(
+    packages: Annotated[Path, typer.Argument(metavar="PACKAGES.toml", help="Names of packages: pypi, npm, debian.")],
+    out: OutArgument,
+    megabytes: Annotated[float, typer.Option(help="MB of text a language.")] = CorpusSettings.megabytes,
+    package_share: Annotated[float, typer.Option(help="Most of it from one package.")] = CorpusSettings.package_share,
+    num_proc: NumProc = 1,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build LANGUAGE.parquet files (repo, path, content) from source packages, fetched with their own clients."""
+    named = read_packages(packages)
+    if dry_run:
+        for kind, names in named.items():
+            _console.print(f"{kind}: {', '.join(names)}")
+        return
+    settings = CorpusSettings(megabytes, package_share)
+    for language, account in build_corpus(named, out, settings, num_proc=num_proc, quiet=quiet).items():
+        _console.print(f"{language}: {account['files']:,} files, {account['bytes'] / 1e6:,.1f} MB")
+
+
+def _show_plan(verb: str, source: Source, out: Path, settings: Any) -> None:
+    _console.print(f"{verb} {source.name} -> {out} (dry run: nothing is written)", soft_wrap=True)
+    table = Table(show_header=False)
+    table.add_row("units", f"{len(source.units):,}")
+    table.add_row("text", f"{source.nbytes / 1e6:,.1f} MB" if source.nbytes else "unknown")
+    table.add_row("columns", ", ".join(source.schema.names))
+    for name, value in as_record(settings).items():
+        table.add_row(name, str(value))
+    _console.print(table)
+
+
+def _show(manifest: Record, out: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(manifest))
+        return
+    table = Table(title=f"{manifest['verb']} -> {out}")
+    for column in ("", "files", "MB"):
+        table.add_column(column, justify="left" if not column else "right")
+    tally = Tally(manifest.get("tally"))
+    for reason, some in tally.record().items():
+        files, nbytes = (sum(entry[place] for entry in some.values()) for place in range(2))
+        table.add_row(reason.replace("_", " "), f"{files:,}", f"{nbytes / 1e6:,.2f}")
+    if table.row_count:
+        _console.print(table)
+    else:
+        _console.print(f"{manifest['verb']} -> {out}")

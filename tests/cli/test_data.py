@@ -1,0 +1,90 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from moe_codegen.cli.data import app
+from tests.data.rows import row, write
+
+SOURCE = "columns config data-dir language layout revision split"
+COMMON = "dry-run help json num-proc quiet"
+FLAGS = {
+    "inspect": "",
+    "clean": "also-licenses drop-configuration drop-generated languages max-avg-line-length max-comment-fraction "
+    "max-encoded-fraction max-encoded-run max-line-length max-lines max-size min-alphanum-fraction "
+    "min-comment-fraction permissive-only",
+    "dedup": "bands min-words near permutations rows similarity",
+    "decontaminate": "benchmarks",
+    "sample": "confidence files languages precision rho seed variation",
+    "split": "seed similarity validation",
+    "tokenizer": "base max-bytes sentinels vocabulary",
+    "pack": "fim-rate seed sequence-length spm-rate temperature tokenizer tokens weights",
+}
+
+
+def flags(verb):
+    """The long flags of a verb, negations left out."""
+    import typer.main
+
+    command = typer.main.get_command(app).commands[verb]
+    return {opt.removeprefix("--") for parameter in command.params for opt in parameter.opts if opt.startswith("--")}
+
+
+@pytest.mark.parametrize("verb", FLAGS)
+def test_flags_are_frozen(verb):
+    """A new flag is an interface: it is added here on purpose, with its line in the changelog."""
+    assert flags(verb) | {"help"} == set(f"{FLAGS[verb]} {SOURCE} {COMMON}".split())
+
+
+@pytest.mark.parametrize("verb", FLAGS)
+def test_a_dry_run_writes_nothing(tmp_path, verb):
+    write(tmp_path / "in", [row(seed) for seed in range(20)])
+    result = CliRunner().invoke(app, [verb, str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "nothing is written" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_verb_writes_and_prints_its_manifest(tmp_path):
+    write(tmp_path / "in", [row(seed) for seed in range(20)])
+    arguments = ["clean", str(tmp_path / "in"), str(tmp_path / "out"), "--quiet", "--json", "--max-line-length", "60"]
+    result = CliRunner().invoke(app, arguments)
+    manifest = json.loads(result.output)
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["settings"]["max_line_length"] == 60
+    shown = CliRunner().invoke(app, ["dedup", str(tmp_path / "out"), str(tmp_path / "dedup"), "--num-proc", "2"])
+    assert shown.exit_code == 0, shown.output
+    assert "kept" in shown.output
+
+
+def test_prepare_and_report(tmp_path):
+    write(tmp_path / "in", [row(seed) for seed in range(20)])
+    (tmp_path / "plan.toml").write_text('[source]\npath = "in"\n[clean]\n[dedup]\n')
+    arguments = ["prepare", str(tmp_path / "plan.toml"), str(tmp_path / "out"), "--quiet"]
+    assert CliRunner().invoke(app, [*arguments, "--dry-run"]).exit_code == 0
+    assert not (tmp_path / "out").exists()
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "out"), str(tmp_path / "report"), "--no-pictures"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "report" / "report.md").exists()
+
+
+WITHOUT_EXTRA = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "pyarrow":
+            raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow")
+sys.meta_path.insert(0, Missing())
+from moe_codegen.cli import main
+sys.argv = ["moe-codegen", "data", "clean", "in", "out"]
+main()
+"""
+
+
+def test_without_the_extra_the_other_verbs_load_and_data_says_what_to_install():
+    result = subprocess.run([sys.executable, "-c", WITHOUT_EXTRA], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "pip install 'moe-codegen[data]'" in result.stderr
