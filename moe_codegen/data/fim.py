@@ -11,15 +11,7 @@ from dataclasses import dataclass
 import xxhash
 
 from moe_codegen.errors import TokenizerError
-
-# Prefix, middle and suffix as the known tokenizers spell them.
-SPELLINGS = {
-    "santacoder": ("<fim-prefix>", "<fim-middle>", "<fim-suffix>"),
-    "starcoder": ("<fim_prefix>", "<fim_middle>", "<fim_suffix>"),
-    "qwen2.5-coder": ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
-    "deepseek-coder": ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581end\uff5c>", "<\uff5cfim\u2581hole\uff5c>"),
-    "codellama": ("\u2581<PRE>", "\u2581<MID>", "\u2581<SUF>"),
-}
+from moe_codegen.sentinels import SPELLINGS, find_spelling
 
 
 @dataclass(frozen=True)
@@ -42,11 +34,12 @@ def find_sentinels(vocabulary: Mapping[str, int]) -> Sentinels:
 
     Raises `TokenizerError` where there is no known set of three.
     """
-    for tokens in SPELLINGS.values():
-        if all(token in vocabulary for token in tokens):
-            return Sentinels(*tokens, {token: vocabulary[token] for token in tokens})
-    known = "; ".join(" ".join(tokens) for tokens in SPELLINGS.values())
-    raise TokenizerError(f"the tokenizer has no fill-in-the-middle sentinels; known are {known}. Use --fim-rate 0")
+    spelling = find_spelling(vocabulary)
+    if spelling is None:
+        known = "; ".join(" ".join(each[:3]) for each in SPELLINGS.values())
+        raise TokenizerError(f"the tokenizer has no fill-in-the-middle sentinels; known are {known}. Use --fim-rate 0")
+    tokens = (spelling.prefix, spelling.middle, spelling.suffix)
+    return Sentinels(*tokens, {token: vocabulary[token] for token in tokens})
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from moe_codegen.data.batch import split_sound
-from moe_codegen.data.fim import SPELLINGS
 from moe_codegen.data.settings import setting
 from moe_codegen.data.sources import Source
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.errors import ConfigError, TokenizerError
+from moe_codegen.sentinels import SPELLINGS
 
 _END_OF_TEXT = {"santacoder": "<|endoftext|>", "starcoder": "<|endoftext|>"}
 _PADDING = {"santacoder": "<fim-pad>", "starcoder": "<fim_pad>"}
@@ -72,7 +72,8 @@ def _train(source: Source, settings: TokenizerSettings, folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     end, padding = _END_OF_TEXT[settings.sentinels], _PADDING[settings.sentinels]
-    special = [end, *SPELLINGS[settings.sentinels], padding]
+    prefix, suffix, middle, _ = SPELLINGS[settings.sentinels]
+    special = [end, prefix, middle, suffix, padding]  # in SantaCoder's order
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

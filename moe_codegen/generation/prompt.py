@@ -8,15 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from moe_codegen.errors import ConfigError
-
-# Prefix, suffix and middle as each family spells them, and the token of its own that some close the middle with.
-SPELLINGS = (
-    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>", None),  # SantaCoder
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", None),  # StarCoder, StarCoder2
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", None),  # Qwen-Coder, CodeGemma
-    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", None),  # noqa: RUF001 (DeepSeek-Coder writes these bars)
-    ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"),  # Code Llama
-)
+from moe_codegen.sentinels import find_spelling
 
 NEVER_WRITTEN = "\U0010fffe"  # a code point that Unicode promises never to assign
 
@@ -44,10 +36,11 @@ class Sentinels:
 def find_sentinels(tokenizer: PreTrainedTokenizerBase) -> Sentinels | None:
     """The tokenizer's own fill-in-the-middle tokens, None if it has none."""
     vocabulary = tokenizer.get_vocab()
-    for prefix, suffix, middle, end in SPELLINGS:
-        if prefix in vocabulary and suffix in vocabulary and middle in vocabulary:
-            return Sentinels(vocabulary[prefix], vocabulary[suffix], vocabulary[middle], vocabulary.get(end or ""))
-    return None
+    found = find_spelling(vocabulary)
+    if found is None:
+        return None
+    end = vocabulary.get(found.end) if found.end else None
+    return Sentinels(vocabulary[found.prefix], vocabulary[found.suffix], vocabulary[found.middle], end)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str | None = None) -> list[int]:

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.generation import encode_prompt, find_sentinels
-from moe_codegen.generation.prompt import SPELLINGS, encode_text
+from moe_codegen.generation.prompt import encode_text
+from moe_codegen.sentinels import SPELLINGS
 from tests import tiny
 
 
@@ -26,7 +27,7 @@ def tokenizer_with(added, *, special=True, bos=False, eos="<end>"):
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<start>" if bos else None, eos_token=eos)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling[0])
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=list(SPELLINGS))
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("bos", [True, False])
 def test_every_family_gets_its_own_sentinels_in_order(spelling, special, bos):
@@ -43,7 +44,7 @@ def test_every_family_gets_its_own_sentinels_in_order(spelling, special, bos):
 @pytest.mark.parametrize("special", [True, False])
 @given(st.lists(st.sampled_from(["<|fim_prefix|>", "<|fim_suffix|>", "<end>", "x", "<", "|>", "é", "\n"])).map("".join))
 def test_text_that_looks_like_a_control_token_stays_text(special, text):
-    tokenizer = tokenizer_with(SPELLINGS[2][:3], special=special, bos=True)
+    tokenizer = tokenizer_with(SPELLINGS["qwen-coder"][:3], special=special, bos=True)
     ids = encode_text(tokenizer, text)
     assert not set(ids) & set(tokenizer.get_added_vocab().values())
     assert tokenizer.decode(ids) == text
