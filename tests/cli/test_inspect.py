@@ -33,7 +33,7 @@ def test_names_granularity_and_sparse_layers_are_shown(named):
     lines = [" ".join(line.split()) for line in run("inspect", named).stdout.splitlines()]
     for line in ("expert names python, java", "granularity 2", "layers 3, sparse: 0, 2", "dtype bfloat16"):
         assert line in lines
-    assert any(line.startswith("expert sources python: ") for line in lines)
+    assert any(line.startswith("expert sources python:") for line in lines)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
