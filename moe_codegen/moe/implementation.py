@@ -15,6 +15,7 @@ NAME = "moe_codegen"
 
 ACTIVATION_OF: dict[type[nn.Module], str] = {
     activations.NewGELUActivation: "gelu_tanh",
+    activations.FastGELUActivation: "gelu_tanh",
     activations.GELUTanh: "gelu_tanh",
     activations.GELUActivation: "gelu",
     activations.SiLUActivation: "silu",

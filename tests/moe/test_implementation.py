@@ -66,7 +66,7 @@ def test_matches_eager_in_logits_and_gradients(config_class, model_class, warnin
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu"])
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "silu"])
 def test_every_activation(activation, warnings):
     model = _build(*FAMILIES[0], hidden_act=activation)
     eager = _logits_and_gradients(model, "eager")
