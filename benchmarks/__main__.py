@@ -49,7 +49,7 @@ def run_case(case: Case, options: argparse.Namespace) -> None:
         console.print(note)
     for picture in result.pictures:
         console.print(f"drawn: {picture}")
-    settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
+    settings = {key: str(value) for key, value in vars(options).items() if key not in ("out", "folder")}
     record = {"settings": settings, "machine": machine, "rows": result.rows, "notes": result.notes}
     line = json.dumps({"case": case.name, **record})
     if options.out:
