@@ -85,7 +85,7 @@ def upcycle(
 ) -> UpcycleReport:
     """Turn a dense checkpoint, or several tuned from one base, into a top-k mixture of experts.
 
-    Every check that can be made is made before a byte is written. The result appears at `out` whole or not at all:
+    Every check that can be made is made before a weight is written. The result appears at `out` whole or not at all:
     a killed conversion leaves `<out>.partial`, and the same call goes on from there to the same bytes.
 
     Args:
