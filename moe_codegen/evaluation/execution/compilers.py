@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
@@ -188,7 +188,8 @@ def _built(finished: Finished) -> Built:
 
 def _ask(server: subprocess.Popen[bytes], source: bytes, deadline: float) -> tuple[int, bytes]:
     """Send a source and read the answer: its first byte and the rest."""
-    assert server.stdin is not None and server.stdout is not None
+    assert server.stdin is not None
+    assert server.stdout is not None
     server.stdin.write(struct.pack(">i", len(source)) + source)
     server.stdin.flush()
     status, length = struct.unpack(">bi", _read(server.stdout.fileno(), 5, deadline))

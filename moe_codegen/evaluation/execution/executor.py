@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from moe_codegen.evaluation.execution.outcome import Outcome, Submission
 from moe_codegen.evaluation.languages import Language
 from moe_codegen.evaluation.sandbox import Sandbox
 
+_WATCH_SECONDS = 0.05
 _Job = tuple[Submission, "Future[Outcome]"]
 
 
@@ -41,15 +43,19 @@ class Executor:
         self._jobs.put((submission, future))
         return future
 
-    def finish(self) -> None:
-        """Wait until every program is judged; those set aside come last, one at a time."""
-        self._jobs.join()
+    def finish(self, watch: Callable[[], None] = lambda: None) -> None:
+        """Wait until every program is judged; those set aside come last, one at a time. `watch` is called meanwhile."""
+        while self._jobs.unfinished_tasks:
+            time.sleep(_WATCH_SECONDS)
+            watch()
         for submission, future in self._aside:
             try:
                 future.set_result(self._judge(submission, 0)[0])
             except Exception as error:
                 future.set_exception(error)
+            watch()
         self._aside.clear()
+        watch()
 
     def __enter__(self) -> "Executor":
         for thread in self._threads:

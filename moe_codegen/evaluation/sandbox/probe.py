@@ -17,12 +17,15 @@ def main() -> None:
     """Try everything, the attempts that use up the sandbox last."""
     outside = json.loads(sys.argv[1])
     attempts: dict[str, Callable[[], Any]] = {
-        "read the harness's files": lambda: open(outside["secret"]).read(),
-        "write beside the harness's files": lambda: open(outside["secret"] + ".leak", "w"),
-        "write to home": lambda: open(os.path.join(outside["home"], ".leak"), "w"),
+        "read the harness's files": lambda: os.close(os.open(outside["secret"], os.O_RDONLY)),
+        "write to the harness's folder": lambda: _write(os.path.dirname(outside["secret"])),
         "see home": lambda: os.listdir(outside["home"]),
-        **{f"write to {folder}": lambda folder=folder: _write(folder) for folder in ("/", "/usr", "/etc", "/dev")},
-        "change a kernel setting": lambda: open("/proc/sys/kernel/hostname", "w").write("leak"),
+        "write to home": lambda: _write(outside["home"]),
+        "write to /": lambda: _write("/"),
+        "write to /usr": lambda: _write("/usr"),
+        "write to /etc": lambda: _write("/etc"),
+        "write to /dev": lambda: _write("/dev"),
+        "change a kernel setting": lambda: os.close(os.open("/proc/sys/kernel/hostname", os.O_WRONLY)),
         "connect to a port of this machine": lambda: socket.create_connection(("127.0.0.1", outside["port"]), 1),
         "connect to an abstract socket": lambda: _connect(outside["abstract"]),
         "have a network interface": lambda: _expect([name for _, name in socket.if_nameindex() if name != "lo"]),

@@ -87,7 +87,8 @@ def supervise(
     """
     start, out, err = time.monotonic(), Stream(keep_bytes, marker), Stream(HEAD_BYTES)
     deadline, watch, cpu, end = start + limits.seconds, start + _WATCH_SECONDS, 0.0, End.EXIT
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     exited = os.pidfd_open(process.pid)
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, out)

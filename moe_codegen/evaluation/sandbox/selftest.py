@@ -15,8 +15,23 @@ from moe_codegen.evaluation.sandbox.limits import Limits
 from moe_codegen.evaluation.sandbox.process import End, Finished
 
 _LIMITS = Limits(seconds=20, memory_bytes=256 << 20, processes=32, disk_bytes=32 << 20)
-_DAEMON = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(60)\n"
-_HOGS = "import os, time\nfor _ in range(8):\n    if os.fork() == 0: hog = bytearray(b'x') * (100 << 20); break\ntime.sleep(60)\n"
+_LOOP = "while True: pass"
+_FLOOD = "while True: print('x' * 4096)"
+_DAEMON = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(60)
+"""
+_HOGS = """
+import os, time
+for _ in range(8):
+    if os.fork() == 0:
+        hog = bytearray(b"x") * (100 << 20)
+        break
+time.sleep(60)
+"""
 
 
 def check_sandbox(sandbox: Bubblewrap) -> None:
@@ -27,8 +42,8 @@ def check_sandbox(sandbox: Bubblewrap) -> None:
     """
     leaks = _attempts(sandbox)
     for name, program, limits, end in (
-        ("run for longer than allowed", "while True: pass", Limits(0.5), End.TIME),
-        ("write more than allowed", "while True: print('x' * 4096)", Limits(5, output_bytes=1 << 20), End.OUTPUT),
+        ("run for longer than allowed", _LOOP, Limits(0.5), End.TIME),
+        ("write more than allowed", _FLOOD, Limits(5, output_bytes=1 << 20), End.OUTPUT),
         ("use more memory in several processes", _HOGS, Limits(5, memory_bytes=512 << 20), End.MEMORY),
     ):
         if _run(sandbox, program, limits).end is not end:
@@ -82,10 +97,10 @@ def _run(sandbox: Bubblewrap, program: str, limits: Limits, *arguments: str) -> 
     if "prlimit" in message:
         raise SandboxError("the sandbox's self-test needs python3 in /usr/bin: install the Debian package python3")
     raise SandboxError(
-        f"bubblewrap cannot build a sandbox here: {message}. It needs user namespaces: look at "
-        "`sysctl kernel.unprivileged_userns_clone kernel.apparmor_restrict_unprivileged_userns user.max_user_namespaces` "
-        "(1, 0 and more than 0); in a container start it with --security-opt seccomp=unconfined "
-        "--security-opt systempaths=unconfined. Or say --sandbox none, on a machine that has nothing to lose"
+        f"bubblewrap cannot build a sandbox here: {message}. It needs user namespaces: set "
+        "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 and "
+        "user.max_user_namespaces above 0 with sysctl, where they exist; start a container with --security-opt "
+        "seccomp=unconfined --security-opt systempaths=unconfined. Or say --sandbox none, where nothing is to lose"
     )
 
 

@@ -1,4 +1,4 @@
-"""`--sandbox none`: programs with the caller's own rights, in a folder that is removed; only their appetite is bounded."""
+"""`--sandbox none`: programs with the caller's own rights, in a folder that is removed; their appetite is bounded."""
 
 import atexit
 import os
