@@ -51,7 +51,7 @@ def _command(verb: str, *settings_classes: type) -> Callable[[Callable[..., None
         own = list(inspect.signature(function).parameters.values())[len(settings_classes) :]
 
         def command(**given: Any) -> None:
-            settings = [settings_of(some, given) for some in settings_classes]
+            settings: list[Any] = [settings_of(some, given) for some in settings_classes]
             function(*settings, **{parameter.name: given[parameter.name] for parameter in own})
 
         flags = [flag for some in settings_classes for flag in flags_of(some)]
