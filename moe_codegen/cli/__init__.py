@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, extract, generate, inspect, tune, upcycle, verify
+from moe_codegen.cli import demo, evaluate, extract, generate, inspect, tune, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ for verb in (
     tune.tune,
 ):
     app.command()(verb)
+
+app.add_typer(evaluate.app, name="evaluate")
 
 
 def _add_verbs(name: str, extra: str, summary: str) -> None:
