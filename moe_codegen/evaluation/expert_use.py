@@ -1,6 +1,7 @@
 """Which experts of a mixture take which language and which kind of token, layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,47 +12,58 @@ from moe_codegen.checkpoint import encode_with_offsets
 from moe_codegen.evaluation.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
 from moe_codegen.metrics import Document, EncodedDocument, ExpertLoad, LoadCounts, load_summary
 from moe_codegen.metrics.loss import BATCH_TOKENS, evaluating
-from moe_codegen.metrics.windows import count_windows, start_token, window_batches, window_length
+from moe_codegen.metrics.windows import window_batches, window_length
 from moe_codegen.moe import RoutingRecorder
-from moe_codegen.reporting import Progress, no_progress
+
+
+@dataclass(frozen=True)
+class KindedDocument:
+    """A document's tokens, and of each token its kind's place in `KINDS`."""
+
+    encoded: EncodedDocument
+    kinds: list[int]
+
+
+def encode_kinds(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[KindedDocument]:
+    """The documents' tokens with their kinds. Raises `ConfigError` for a language whose kinds nothing tells apart."""
+    kinded = []
+    for document in documents:
+        tokens = encode_with_offsets(tokenizer, document.text)
+        kinds = kinds_of_tokens(kinds_of_characters(document.text, document.language), tokens.offsets)
+        size = len(document.text.encode())
+        encoded = EncodedDocument(document.name, document.repository, document.language, tokens.ids, size)
+        kinded.append(KindedDocument(encoded, kinds))
+    return kinded
 
 
 def expert_use(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
+    documents: Sequence[KindedDocument],
+    start_id: int,
     *,
     window: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
-    progress: Progress = no_progress,
+    on_windows: Callable[[int], None] = lambda windows: None,
 ) -> LoadCounts:
     """How often each expert took each language and kind; the groups are "language/kind", kinds within languages.
 
-    Each token of each document is counted once, where the loss predicts it (see `window_batches`).
-
-    Raises:
-        ConfigError: a dense model, or a language whose kinds nothing tells apart.
+    Each token of each document is counted once, in the window in which the loss predicts it (see `window_batches`).
+    The arguments are those of `document_losses`. Raises `ConfigError` for a dense model.
     """
-    languages = sorted({document.language for document in documents})
+    languages = sorted({document.encoded.language for document in documents})
     load = ExpertLoad.of_model(model, [f"{language}/{kind}" for language in languages for kind in KINDS])
-    encoded, groups = [], []
-    for document in documents:
-        tokens = encode_with_offsets(tokenizer, document.text)
-        kinds = kinds_of_tokens(kinds_of_characters(document.text, document.language), tokens.offsets)
-        first = languages.index(document.language) * len(KINDS)
-        encoded.append(EncodedDocument(document.name, document.repository, document.language, tokens.ids, 0))
-        groups.append([0, *(first + kind for kind in kinds)])  # as the start token comes before them
-    length, start = window_length(model, window), start_token(tokenizer)
-    advance = progress("routing", count_windows(encoded, length), 0)
+    encoded = [document.encoded for document in documents]
+    length = window_length(model, window)
     with evaluating(model), torch.no_grad(), RoutingRecorder(model) as recorder:
-        for batch in window_batches(encoded, start, window=length, batch_tokens=batch_tokens):
+        for batch in window_batches(encoded, start_id, window=length, batch_tokens=batch_tokens):
             group_BS = torch.zeros_like(batch.input_ids)
-            for row, (document_number, place) in enumerate(zip(batch.documents, batch.places, strict=True)):
-                some = groups[document_number][place : place + group_BS.shape[1]]
-                group_BS[row, : len(some)] = torch.tensor(some)
+            for row, (number, place) in enumerate(zip(batch.documents, batch.places, strict=True)):
+                first = languages.index(encoded[number].language) * len(KINDS)
+                kinds = [0, *documents[number].kinds][place : place + group_BS.shape[1]]  # before them, the start token
+                group_BS[row, : len(kinds)] = first + torch.tensor(kinds)
             model.base_model(input_ids=batch.input_ids.to(model.device), use_cache=False)
             load.add(recorder.ids_LTK, batch.counted, group_BS)
-            advance(len(batch.documents))
+            on_windows(len(batch.documents))
     return load.counts()
 
 

@@ -13,7 +13,7 @@ from moe_codegen.metrics.loss import ALL, Unit
 UNITS: dict[str, Unit] = {"loss, nats per token": "token", "bits per byte": "byte"}
 SCORES = {"exact": "exact match", "similarity": "edit similarity", "parses": "syntax valid"}
 TASKS = {"line": "line completion", "fill": "fill in the middle"}
-_SPEED = ("batch_tokens", "batch_size")
+_SPEED = ("batch_tokens",)
 LOWER_IS_BETTER = frozenset(UNITS)
 
 
@@ -89,8 +89,14 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[Estimate]:
 def losses_of(record: dict[str, Any]) -> DocumentLosses:
     """The losses in a file of `measure`."""
     losses = record["losses"]
-    names = {name: tuple(losses[name]) for name in ("names", "repositories", "languages")}
-    return DocumentLosses(**names, **{name: np.array(losses[name]) for name in ("nats", "tokens", "bytes")})
+    return DocumentLosses(
+        names=tuple(losses["names"]),
+        repositories=tuple(losses["repositories"]),
+        languages=tuple(losses["languages"]),
+        nats=np.array(losses["nats"]),
+        tokens=np.array(losses["tokens"]),
+        bytes=np.array(losses["bytes"]),
+    )
 
 
 def _comparable(part: Any) -> Any:

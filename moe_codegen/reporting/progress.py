@@ -8,43 +8,51 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
-    ProgressColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
 
-# progress(step, total, done) when a step begins, in the unit of its bar; what it returns is called with each advance.
+# progress(step, total_bytes, done_bytes) when a step begins; what it returns is called with each advance in bytes.
 Progress = Callable[[str, int, int], Callable[[int], None]]
 
 
 def no_progress(step: str, total: int, done: int) -> Callable[[int], None]:
     """Watch nothing."""
-    return lambda advance: None
+    return lambda nbytes: None
 
 
 @contextmanager
 def bytes_bar(console: Console) -> Iterator[Progress]:
     """A bar for each step with bytes, rate and remaining time; silent where `console` is no terminal."""
-    with _bars(console, DownloadColumn(), TransferSpeedColumn()) as progress:
-        yield progress
-
-
-@contextmanager
-def counts_bar(console: Console) -> Iterator[Progress]:
-    """A bar for each step with what is done and remaining time; silent where `console` is no terminal."""
-    with _bars(console, MofNCompleteColumn()) as progress:
-        yield progress
-
-
-@contextmanager
-def _bars(console: Console, *columns: ProgressColumn) -> Iterator[Progress]:
-    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    with Bars(*shown, console=console, disable=not console.is_terminal) as bars:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
 
         def begin(step: str, total: int, done: int) -> Callable[[int], None]:
             task = bars.add_task(step, total=total, completed=done)
-            return lambda advance: bars.advance(task, advance)
+            return lambda nbytes: bars.advance(task, nbytes)
 
         yield begin
+
+
+@contextmanager
+def count_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each title that `show(title, done, total)` is called with; silent where `console` is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(title: str, done: int, total: int) -> None:
+            if title not in tasks:
+                tasks[title] = bars.add_task(title, total=total)
+            bars.update(tasks[title], completed=done, total=total)
+
+        yield show

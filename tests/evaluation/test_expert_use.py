@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from moe_codegen.checkpoint import encode_with_offsets
-from moe_codegen.evaluation.expert_use import expert_use, expert_use_record
+from moe_codegen.evaluation.expert_use import encode_kinds, expert_use, expert_use_record
 from moe_codegen.evaluation.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
 from tests import tiny
 from tests.evaluation.test_completion import DOCUMENTS
@@ -17,7 +17,7 @@ def test_counts_are_those_of_each_file_alone():
     model = mixture("gpt_bigcode", moe_layers=[1])
     short = [document for document in DOCUMENTS if len(encode_with_offsets(TOKENIZER, document.text).ids) < 60]
     assert len(short) >= 3
-    counts = expert_use(model, TOKENIZER, short, batch_tokens=100)
+    counts = expert_use(model, encode_kinds(TOKENIZER, short), 0, batch_tokens=100)
     expected = np.zeros_like(counts.chosen_GLE)
     for document in short:
         tokens = encode_with_offsets(TOKENIZER, document.text)
@@ -32,7 +32,7 @@ def test_counts_are_those_of_each_file_alone():
 
 def test_the_record_sums_over_kinds_and_over_languages():
     model = mixture("llama")
-    record = expert_use_record(expert_use(model, TOKENIZER, DOCUMENTS, window=16))
+    record = expert_use_record(expert_use(model, encode_kinds(TOKENIZER, DOCUMENTS), 0, window=16))
     chosen = np.array(record["chosen"])
     assert chosen.shape == (len(record["languages"]), len(KINDS), 3, 4)
     tokens = sum(len(encode_with_offsets(TOKENIZER, document.text).ids) for document in DOCUMENTS)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from moe_codegen import MoEForCausalLM, upcycle
+from moe_codegen import upcycle
 from moe_codegen.errors import ConfigError, OutputError, ResultError
-from moe_codegen.evaluation.measure import MeasureSettings, measure, read_measure
+from moe_codegen.evaluation.measure import measure, read_measure
+from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
 from moe_codegen.evaluation.summary import differences, estimates, losses_of
-from moe_codegen.generation import load_model
 from moe_codegen.metrics import losses_by_language
 from tests.evaluation.held_out import write_repositories
 from tests.tiny import save_dense
@@ -29,7 +29,7 @@ def measured(tmp_path_factory):
 
 
 def run(folder, name, out, settings=SETTINGS):
-    return measure(folder / name, *load_model(folder / name, device="cpu"), folder / "data", out, settings)
+    return measure(folder / name, folder / "data", out, settings, ModelSettings(device="cpu"))
 
 
 def test_a_mixture_has_every_measure_and_a_dense_model_no_routing(measured):
@@ -102,7 +102,3 @@ def test_a_damaged_file_is_an_error(tmp_path):
 def test_settings_that_cannot_hold_are_refused(wrong):
     with pytest.raises(ConfigError):
         MeasureSettings(**wrong)
-
-
-def test_the_mixture_is_loaded_as_one(measured):
-    assert isinstance(load_model(measured / "moe", device="cpu")[0], MoEForCausalLM)
