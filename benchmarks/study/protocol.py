@@ -82,14 +82,14 @@ SCALES = {
         heads=2,
         train_bytes=10_000_000,
         base_tokens=6_000_000,
-        expert_tokens=500_000,
-        mix_tokens=2_000_000,
+        expert_tokens=1_000_000,
+        mix_tokens=4_000_000,
         batch_size=16,
         micro_batch_size=16,
         learning_rate=4e-3,
         test_files=100,
         curve_tokens=10_000,
-        curve_points=16,
+        curve_points=32,
     ),
     # About 10 million weights in the layers. The corpus is read several times over.
     "gpu": Scale(
