@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -42,7 +43,7 @@ def save_state(checkpoint: Path, model: nn.Module, optimizer: Optimizer, *, with
     if with_weights:
         state[WEIGHTS] = get_model_state_dict(model)
     try:
-        dcp.save(state, checkpoint_id=checkpoint / STATE)
+        dcp.save(state, checkpoint_id=checkpoint / STATE, no_dist=not dist.is_initialized())
     except dcp.CheckpointException as failure:
         raise _cannot_write(checkpoint, failure) from failure
 
@@ -118,7 +119,7 @@ def _load(checkpoint: Path, state: dict[str, Any]) -> None:
     if not (checkpoint / STATE / METADATA).exists():
         raise CheckpointError(f"{checkpoint / STATE} has no {METADATA}: it was never finished. Go on from another")
     try:
-        dcp.load(state, checkpoint_id=checkpoint / STATE)
+        dcp.load(state, checkpoint_id=checkpoint / STATE, no_dist=not dist.is_initialized())
     except (dcp.CheckpointException, RuntimeError, ValueError) as failure:
         raise CheckpointError(f"{checkpoint} does not fit this model: {_first_line(failure)}") from failure
 

@@ -32,7 +32,8 @@ def run(world_size, function, *args):
 
 def start(world_size, folder, function, *args):
     """The processes, running; each leaves its result, or its traceback, in `folder`."""
-    started = [server.Process(target=_one, args=(rank, world_size, folder, function, args)) for rank in range(world_size)]
+    ranks = range(world_size)
+    started = [server.Process(target=_one, args=(rank, world_size, folder, function, args)) for rank in ranks]
     for process in started:
         process.start()
     return started

@@ -6,17 +6,19 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_codegen.training.parallel.mesh import Layout
 from moe_codegen.training.parallel.shard import Sharded, clip_gradients, shard_model
 from tests.modeling.mixture import mixture
 
 STEPS, MICRO_BATCHES = 10, 4
-NO_DROPOUT = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+DENSE = {
+    "gpt_bigcode": dict(n_layer=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+    "phi": dict(num_hidden_layers=2),
+}
 
 
 def model_of(family):
     """The same mixture of distinct experts in every process."""
-    return mixture(family, dense=NO_DROPOUT if family == "gpt_bigcode" else None).train()
+    return mixture(family, dense=DENSE[family]).train()
 
 
 def micro_batch(index):
