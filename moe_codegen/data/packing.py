@@ -1,14 +1,14 @@
 """`pack`: tokens in sequences of one length, documents whole where they fit, shuffled, in the proportions asked for.
 
-A row holds `input_ids` (S of them, padded at the end) and `lengths`, the tokens of each document in it; `batches`
-makes position ids and labels of them. Three passes: every document to tokens (parallel), one plan of all sequences (one
-process, some forty bytes a document), the sequences themselves (parallel).
+A row holds `input_ids` (S of them, padded at the end) and, for each document in it, its tokens in `lengths` and its
+language in `languages`, a place in the manifest's list of names; `batches` makes a model's input of them. Three passes:
+every document to tokens (parallel), one plan of all sequences (one process, some fifty bytes a document), the sequences
+themselves (parallel).
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +21,16 @@ from moe_codegen.data.fim import Part, Sentinels, find_sentinels, rearrange
 from moe_codegen.data.mixture import mixture_weights, passes, repeated
 from moe_codegen.data.parquet import ShardWriter
 from moe_codegen.data.progress import advance
-from moe_codegen.data.settings import setting
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import Tally, UnitOutput
-from moe_codegen.data.tokenization import Encoder, load_encoder
+from moe_codegen.data.tokenization import Encoder, load_encoder, vocabulary_hash
 from moe_codegen.errors import ConfigError
+from moe_codegen.settings import setting
 
 WINDOW = 1 << 17  # documents packed together: the plan's memory, and how far a best fit may look
 ROWS = 2048  # sequences a shard
-PACKED = pa.schema([pa.field("input_ids", pa.list_(pa.int32())), pa.field("lengths", pa.list_(pa.int32()))])
+PACKED = pa.schema([pa.field(name, pa.list_(pa.int32())) for name in ("input_ids", "lengths", "languages")])
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def _pack(stage: Stage) -> tuple[Record, list[Record]]:
     tally = Tally()
     for record in records:
         tally.merge(record["tally"])
-    return {"tally": tally.record(), **summary}, written
+    vocabulary = vocabulary_hash(load_encoder(settings.tokenizer).vocabulary)
+    return {"tally": tally.record(), "vocabulary": vocabulary, **summary}, written
 
 
 def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings) -> Record:
@@ -165,6 +166,7 @@ def make_plan(tokens: Path, languages: list[list[str]], settings: PackSettings, 
     mixture = np.bincount(documents["language"][taken], weights=documents["length"][taken], minlength=len(names))
     return {
         "sequences": sequences,
+        "languages": names,
         "tokens": used,
         "padding_fraction": 1 - used / (sequences * settings.sequence_length) if sequences else 0.0,
         "documents": len(taken),
@@ -188,7 +190,7 @@ def _place(
     documents: dict[str, np.ndarray], taken: np.ndarray, capacity: int, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """The pieces in the order of their sequences, which are shuffled; `ends` is where each sequence's pieces end."""
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in ("unit", "start", "length", "sequence")}
+    parts: dict[str, list[np.ndarray]] = {key: [] for key in ("unit", "start", "length", "language", "sequence")}
     made = 0
     for first in range(0, len(taken), WINDOW):
         window = taken[first : first + WINDOW]
@@ -198,6 +200,7 @@ def _place(
         parts["unit"].append(documents["unit"][window][document])
         parts["start"].append(documents["start"][window][document] + start)
         parts["length"].append(length)
+        parts["language"].append(documents["language"][window][document])
         parts["sequence"].append(sequence)
     pieces = {key: np.concatenate([np.zeros(0, np.int64), *some]) for key, some in parts.items()}
     sequence = generator.permutation(made)[pieces.pop("sequence")]
@@ -210,7 +213,7 @@ def write_sequences(part: int, number: int, folder: Path, tokens: Path, plan: Pa
     """Write one shard of sequences from the tokens of the units."""
     padding = load_encoder(settings.tokenizer).padding
     with np.load(plan) as arrays:
-        unit, start, length, ends = (arrays[key] for key in ("unit", "start", "length", "ends"))
+        unit, start, length, language, ends = (arrays[key] for key in ("unit", "start", "length", "language", "ends"))
     opened = lru_cache(maxsize=64)(lambda index: _token_path(tokens, index).open("rb"))
     with ShardWriter(folder / f"part-{number:05d}.parquet", PACKED) as writer:
         for sequence in range(part * ROWS, min((part + 1) * ROWS, len(ends))):
@@ -222,8 +225,8 @@ def write_sequences(part: int, number: int, folder: Path, tokens: Path, plan: Pa
                 file.seek(int(start[piece]) * 4)
                 row[filled : filled + length[piece]] = np.fromfile(file, np.uint32, int(length[piece]))
                 filled += int(length[piece])
-            columns: list[Any] = [pa.array([row]), pa.array([length[mine.start : mine.stop].astype(np.int32)])]
-            writer.write(pa.RecordBatch.from_arrays(columns, schema=PACKED))
+            columns = [row, *(some[mine.start : mine.stop].astype(np.int32) for some in (length, language))]
+            writer.write(pa.RecordBatch.from_arrays([pa.array([column]) for column in columns], schema=PACKED))
             advance(len(mine), settings.sequence_length * 4, len(mine))
     return {"shards": [writer.record()]}
 

@@ -26,10 +26,12 @@ class MoECausalLMOutput(MoeCausalLMOutputWithPast):
     """Adds to transformers' output the router z-loss.
 
     `loss` is the language-model loss, in training plus `router_aux_loss_coef * aux_loss + router_z_loss_coef *
-    z_loss`; both are means over the sparse layers, here without their coefficients.
+    z_loss`; both are means over the sparse layers, here without their coefficients. `lm_loss`, in training, is the
+    language-model loss alone, to be looked at: it carries no gradient.
     """
 
     z_loss: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
 
 
 class MoEPreTrainedModel(PreTrainedModel):
@@ -181,6 +183,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         loss: torch.Tensor | None = None
         aux_loss: torch.Tensor | None = None
         z_loss: torch.Tensor | None = None
+        lm_loss: torch.Tensor | None = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
         router_logits = outputs.get("router_logits")
@@ -189,11 +192,13 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             if self.training and labels is not None and loss is not None:
                 penalty = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
                 share = _share_of_batch(labels.to(loss.device), kwargs.get("num_items_in_batch"))
+                lm_loss = loss.detach()
                 loss = loss + penalty.to(loss.device) * share
         return MoECausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
             z_loss=z_loss,
+            lm_loss=lm_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

@@ -5,6 +5,7 @@ from moe_codegen.data.batches import IGNORED, collate, load_packed
 from moe_codegen.data.packing import PackSettings, pack
 from moe_codegen.data.sources import open_source
 from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.errors import SourceError
 from tests.data.rows import row, write
 from tests.tiny import FAMILIES, VOCABULARY, dense_model
 
@@ -16,7 +17,10 @@ DOCUMENTS = [
 def packed_rows():
     ids = torch.cat([*DOCUMENTS, torch.zeros(4, dtype=torch.long)]).tolist()
     other = torch.cat([DOCUMENTS[1], DOCUMENTS[0], torch.zeros(9, dtype=torch.long)]).tolist()
-    return [{"input_ids": ids, "lengths": [9, 14, 5]}, {"input_ids": other, "lengths": [14, 9]}]
+    return [
+        {"input_ids": ids, "lengths": [9, 14, 5], "languages": [1, 0, 1]},
+        {"input_ids": other, "lengths": [14, 9], "languages": [0, 1]},
+    ]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -43,6 +47,18 @@ def test_labels_leave_out_first_tokens_and_padding():
     kept = batch["labels"] != IGNORED
     assert (batch["labels"][kept] == batch["input_ids"][kept]).all()
     assert batch["position_ids"][0].tolist() == [*range(9), *range(14), *range(5), *range(4)]
+
+
+def test_language_ids_come_when_asked_for_and_padding_has_none():
+    assert "language_ids" not in collate(packed_rows())
+    language_ids = collate(packed_rows(), with_languages=True)["language_ids"]
+    assert language_ids[0].tolist() == [1] * 9 + [0] * 14 + [1] * 5 + [IGNORED] * 4
+    assert language_ids[1].tolist() == [0] * 14 + [1] * 9 + [IGNORED] * 9
+
+
+def test_a_folder_that_is_not_packed_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="holds no packed sequences"):
+        load_packed(tmp_path)
 
 
 def test_a_packed_dataset_resumes_where_it_was(tmp_path):

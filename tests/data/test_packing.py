@@ -132,6 +132,25 @@ def test_mixtures(tmp_path, tokenizer):
     assert manifest["documents"] == 150
 
 
+def test_each_document_carries_its_language(tmp_path, tokenizer):
+    """Of every language a text that names it, so that the tokens themselves say what the column should."""
+    names = ("python", "java", "c")
+    rows = [row(seed, language=names[seed % 3], content=names[seed % 3] + "\n" + code(seed)) for seed in range(90)]
+    settings = PackSettings(tokenizer, 2048, fim_rate=0.0)
+    manifest = pack(source(tmp_path, rows), tmp_path / "out", settings)
+    assert manifest["languages"] == ["c", "java", "python"]
+    encoder = load_encoder(tokenizer)
+    found = 0
+    for one in read(tmp_path / "out"):
+        assert len(one["languages"]) == len(one["lengths"])
+        starts = np.cumsum([0, *one["lengths"]])
+        for start, end, language in zip(starts[:-1], starts[1:], one["languages"], strict=True):
+            text = encoder.tokenizer.decode(one["input_ids"][start:end])
+            assert text.split("\n")[0] == manifest["languages"][language]
+            found += 1
+    assert found == 90
+
+
 def test_mixture_arithmetic():
     assert mixture_weights({"a": 100, "b": 300}, {}, 1.0) == {"a": 0.25, "b": 0.75}
     assert mixture_weights({"a": 100, "b": 400}, {}, 2.0) == pytest.approx({"a": 1 / 3, "b": 2 / 3})
