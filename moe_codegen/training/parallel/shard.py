@@ -1,16 +1,17 @@
 """A model spread over processes: its experts by expert parallelism, all of it by FSDP2 (torch's `fully_shard`)."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
 from moe_codegen.architectures import ARCHITECTURES
@@ -67,16 +68,20 @@ class Sharded(nn.Module):
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scale the gradients down to the norm `max_norm` over all of them; returns the norm they had.
+    """Scale sharded gradients down to the norm `max_norm` over all of them; returns the norm they had, as a scalar.
 
     torch's own function mixes no tensors of different meshes, and experts have a mesh of their own.
     """
-    by_mesh: defaultdict[DeviceMesh, list[Any]] = defaultdict(list)
+    by_copies: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
     for parameter in parameters:
         if isinstance(parameter.grad, DTensor):
-            by_mesh[parameter.grad.device_mesh].append(parameter)
-    norms: list[Any] = [get_total_norm([parameter.grad for parameter in group]) for group in by_mesh.values()]
-    total = torch.linalg.vector_norm(torch.stack([norm.full_tensor() for norm in norms]))
-    for mesh, group in by_mesh.items():
-        clip_grads_with_norm_(group, max_norm, DTensor.from_local(total, mesh, run_check=False))
-    return total
+            copies = parameter.grad.device_mesh.size(0)
+            by_copies[copies].append(parameter.grad.to_local())
+    # Summed over all processes, every square is there once for each copy.
+    square = torch.stack([get_total_norm(group).square() / copies for copies, group in by_copies.items()]).sum()
+    dist.all_reduce(square)
+    norm = square.sqrt()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
+    for gradient in itertools.chain.from_iterable(by_copies.values()):
+        gradient.mul_(scale)
+    return norm
