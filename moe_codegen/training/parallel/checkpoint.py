@@ -5,6 +5,9 @@ parameters' names. The optimiser's state is always there. The weights are there 
 they are beside it, as `save_pretrained` writes them.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ def save_state(checkpoint: Path, model: nn.Module, optimizer: Optimizer, *, with
     if with_weights:
         state[WEIGHTS] = get_model_state_dict(model)
     try:
-        dcp.save(state, checkpoint_id=checkpoint / STATE, no_dist=not dist.is_initialized())
+        with _quiet_alone():
+            dcp.save(state, checkpoint_id=checkpoint / STATE, no_dist=not dist.is_initialized())
     except dcp.CheckpointException as failure:
         raise _cannot_write(checkpoint, failure) from failure
 
@@ -111,7 +115,8 @@ def merge_checkpoint(checkpoint: Path, out: Path) -> None:
     stored = dcp.FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
     entries: dict[str, Any] = {name: stored[f"{WEIGHTS}.{name}"] for name in _untied(model)}
     weights = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
-    dcp.load({WEIGHTS: weights}, checkpoint_id=checkpoint / STATE, no_dist=True)
+    with _quiet_alone():
+        dcp.load({WEIGHTS: weights}, checkpoint_id=checkpoint / STATE, no_dist=True)
     model.save_pretrained(out, state_dict=weights)
 
 
@@ -119,9 +124,18 @@ def _load(checkpoint: Path, state: dict[str, Any]) -> None:
     if not (checkpoint / STATE / METADATA).exists():
         raise CheckpointError(f"{checkpoint / STATE} has no {METADATA}: it was never finished. Go on from another")
     try:
-        dcp.load(state, checkpoint_id=checkpoint / STATE, no_dist=not dist.is_initialized())
+        with _quiet_alone():
+            dcp.load(state, checkpoint_id=checkpoint / STATE, no_dist=not dist.is_initialized())
     except (dcp.CheckpointException, RuntimeError, ValueError) as failure:
         raise CheckpointError(f"{checkpoint} does not fit this model: {_first_line(failure)}") from failure
+
+
+@contextmanager
+def _quiet_alone() -> Iterator[None]:
+    """A context in which torch does not warn that there is but one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
 
 
 def _untied(model: nn.Module) -> set[str]:
