@@ -19,6 +19,7 @@ from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
 from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, router_z_loss
 from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
+from moe_codegen.moe.router import own_expert
 
 
 @dataclass
@@ -45,6 +46,10 @@ class MoEPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range)
             if module.noise_weight is not None:
                 init.zeros_(module.noise_weight)
+            if module.language_prior is not None:
+                languages, experts = module.language_prior.shape
+                own = own_expert(torch.arange(languages), experts, module.granularity)
+                init.copy_(module.language_prior, self.config.language_prior_init * own)
         elif isinstance(module, Experts):
             for name, parameter in module.named_parameters():
                 if name.endswith("_bias"):
@@ -157,15 +162,20 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        language_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MoECausalLMOutput:
-        """The arguments of every transformers causal model, and `output_router_logits`.
+        """The arguments of every transformers causal model, `output_router_logits`, and for `language_routing`
+        `language_ids`, (B,) or (B, S) int64: places in `expert_names`, below 0 for none of them.
 
         In training with `labels`, the load-balancing loss and the router z-loss are added to the loss without being
         asked for; in evaluation `loss` is the language model's alone.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
+        if self.config.language_routing != "none":
+            tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+            self._tell_routers(language_ids, tokens)
         outputs = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -205,6 +215,16 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=router_logits if output_router_logits else None,
         )
+
+    def _tell_routers(self, language_ids: torch.Tensor | None, tokens: torch.Tensor) -> None:
+        """Set each router's `language_ids_T`; stays until the next pass, for checkpointing routes again in backward."""
+        if language_ids is None and self.config.language_routing == "oracle":
+            raise ConfigError("language_routing='oracle' routes by language alone; pass language_ids, (B,) or (B, S)")
+        if language_ids is not None:
+            language_ids = language_ids.view(len(tokens), -1).expand(tokens.shape).reshape(-1)
+        for module in self.modules():
+            if isinstance(module, TopKRouter):
+                module.language_ids_T = language_ids
 
     def _router_losses(
         self, router_logits: tuple[torch.Tensor, ...], attention_mask: Any, length: int

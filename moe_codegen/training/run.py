@@ -95,6 +95,11 @@ def check_fit(settings: TrainSettings, data: PackedSequences, config: Any) -> No
             f"{len(data)} sequences of {data.sequence_length} tokens do not fill one batch of "
             f"batch_size={settings.batch_size}; lower it, or pack more data"
         )
+    if getattr(config, "language_routing", "none") != "none" and max(config.language_ids(data.languages)) < 0:
+        raise ConfigError(
+            f"the router is told languages by the names of the experts, {', '.join(config.expert_names)}, and the data "
+            f"holds {', '.join(data.languages)}; name the experts as the data names its languages"
+        )
     if isinstance(settings, ExpertSettings) and len(data.languages) > 1:
         raise ConfigError(
             f"an expert learns one language and the data holds {', '.join(data.languages)}; give the folder of one, "
