@@ -92,6 +92,29 @@ class MoEBackbone(MoEPreTrainedModel):
             layer.mlp = SparseMoE(config, ffn, dense=layer.get_submodule("mlp"))
         self.post_init()
 
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *args: Any,
+        language_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock model's arguments, and `language_ids` as for `MoEForCausalLM`."""
+        if self.config.language_routing != "none":
+            tokens_BS = input_ids if input_ids is not None else kwargs["inputs_embeds"][..., 0]
+            self._tell_routers(language_ids, tokens_BS)
+        return super().forward(input_ids, *args, **kwargs)
+
+    def _tell_routers(self, language_ids: torch.Tensor | None, tokens_BS: torch.Tensor) -> None:
+        """Set each router's `language_ids_T`; it stays until the next pass, for checkpointing routes once more."""
+        if language_ids is None and self.config.language_routing == "oracle":
+            raise ConfigError("language_routing='oracle' routes by language alone; pass language_ids, (B,) or (B, S)")
+        if language_ids is not None:
+            language_ids = language_ids.view(len(tokens_BS), -1).expand(tokens_BS.shape).reshape(-1)
+        for module in self.modules():
+            if isinstance(module, TopKRouter):
+                module.language_ids_T = language_ids
+
 
 class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     """A causal language model with token-routed experts in place of dense FFNs.
@@ -173,9 +196,6 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        if self.config.language_routing != "none":
-            tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-            self._tell_routers(language_ids, tokens)
         outputs = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -183,6 +203,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            language_ids=language_ids,
             output_router_logits=output_router_logits or (self.training and labels is not None),
             **kwargs,
         )
@@ -215,16 +236,6 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=router_logits if output_router_logits else None,
         )
-
-    def _tell_routers(self, language_ids: torch.Tensor | None, tokens: torch.Tensor) -> None:
-        """Set each router's `language_ids_T`; stays until the next pass, for checkpointing routes again in backward."""
-        if language_ids is None and self.config.language_routing == "oracle":
-            raise ConfigError("language_routing='oracle' routes by language alone; pass language_ids, (B,) or (B, S)")
-        if language_ids is not None:
-            language_ids = language_ids.view(len(tokens), -1).expand(tokens.shape).reshape(-1)
-        for module in self.modules():
-            if isinstance(module, TopKRouter):
-                module.language_ids_T = language_ids
 
     def _router_losses(
         self, router_logits: tuple[torch.Tensor, ...], attention_mask: Any, length: int
