@@ -111,6 +111,13 @@ class MixSettings(TrainSettings):
     router_learning_rate: float | None = setting(None, "the router's own peak; otherwise `learning_rate`")
     router_aux_loss_coef: float | None = setting(None, "of the load-balancing loss; otherwise the checkpoint's")
     router_z_loss_coef: float | None = setting(None, "of the router z-loss; otherwise the checkpoint's")
+    router_logit_scale: float | None = setting(
+        None, "normalise the router's logits (arXiv 2406.06563) to this deviation; 0 does not"
+    )
+    language_routing: Literal["none", "prior", "oracle"] | None = setting(
+        None, "what the router makes of a file's language: nothing, a learned prior, or its expert alone"
+    )
+    recompute_experts: bool = setting(False, "the experts keep only their input for backward and compute again")
 
     def check(self) -> None:
         """As `TrainSettings.check`."""

@@ -109,6 +109,9 @@ class MoETrainer(ShardedTrainer):
         self._since = time.perf_counter()  # the last line of the history; what is no training is taken out
         self.meter = Meter(self.model, data.languages, self.args.device)
         self._recorder = RoutingRecorder(self.model)
+        self._expert_of_language: torch.Tensor | None = None
+        if getattr(self.model.config, "language_routing", "none") != "none":
+            self._expert_of_language = torch.tensor(self.model.config.language_ids(data.languages))
         self._run_dir = Path(args.output_dir)
 
     # What is trained, and on what
@@ -145,6 +148,9 @@ class MoETrainer(ShardedTrainer):
         language_ids = inputs["language_ids"]
         # With a cache, documents of one sequence would see one another.
         inputs = {**{name: value for name, value in inputs.items() if name != "language_ids"}, "use_cache": False}
+        if self._expert_of_language is not None:
+            experts = self._expert_of_language.to(language_ids.device)[language_ids.clamp(min=0)]
+            inputs["language_ids"] = experts.where(language_ids >= 0, -1)
         with self._recorder:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.meter.add(self.state.global_step + 1, outputs, self._recorder.ids_LTK, language_ids)
