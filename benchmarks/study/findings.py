@@ -22,7 +22,7 @@ TITLES = {
     "joined-oracle": "each file under its language's expert alone of the joined ones",
     "mixture-oracle": "the same of the trained mixture",
 }
-APART = {EXPERTS: "dense experts", "mixture": TITLES["mixture"], "upcycled": TITLES["upcycled"]}
+APART = {EXPERTS: "dense experts", "mixture": TITLES["mixture"]}
 
 
 def cost(name: str, models: StudyModels) -> Row:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, GPTBigCodeConfig
 
 from benchmarks.study.data import StudyData
-from benchmarks.study.protocol import LANGUAGES, MIXTURES, RIVALS, STABLE, Curve, Rival, Scale, budget
+from benchmarks.study.protocol import CONTINUED, LANGUAGES, MIXTURES, RIVALS, STABLE, Curve, Rival, Scale, budget
 from moe_codegen import upcycle
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, train
 from moe_codegen.training.folder import read_summary
@@ -91,7 +91,8 @@ class StudyModels:
         scale, base = self.scale, str(self.path(BASE))
         if name == BASE:
             config, tokenizer = str(self._config()), str(self.data.tokenizer)
-            return DenseSettings(config=config, tokenizer=tokenizer, **self._common(scale.base_tokens, seed=self.seed))
+            common = {**self._common(scale.base_tokens), "learning_rate": scale.learning_rate, "seed": self.seed}
+            return DenseSettings(config=config, tokenizer=tokenizer, **common)
         if name in LANGUAGES:
             common = {**self._common(scale.expert_tokens), "train": (str(self.data.packed[name]),)}
             return ExpertSettings(model=base, **{**common, "evaluate_every": None})
@@ -107,8 +108,8 @@ class StudyModels:
         experts = LANGUAGES if RIVALS[rival.equal_flops].of_experts else ()
         return tuple(str(self.path(run)) for run in (*experts, rival.equal_flops))
 
-    def _common(self, tokens: int | None, seed: int | None = None) -> dict[str, Any]:
-        """What all runs have in common; those that continue the base see the data in another order than it did."""
+    def _common(self, tokens: int | None) -> dict[str, Any]:
+        """What all runs that continue the base have in common; they see the data in another order than it did."""
         scale = self.scale
         between = max(1, scale.steps(scale.continued_tokens) // scale.curve_points)
         return dict(
@@ -118,13 +119,13 @@ class StudyModels:
             validation_tokens=scale.curve_tokens,
             batch_size=scale.batch_size,
             micro_batch_size=scale.micro_batch_size,
-            learning_rate=scale.learning_rate,
+            learning_rate=CONTINUED * scale.learning_rate,
             schedule="warmup_stable_decay",
             decay=1 - STABLE,
             precision=scale.precision,
             evaluate_every=between,
             log_every=max(1, between // 4),
-            seed=self.seed + 1 if seed is None else seed,
+            seed=self.seed + 1,
         )
 
     def _config(self) -> Path:

@@ -16,11 +16,9 @@ from moe_codegen.metrics import Interval
 COLOURS = {
     "dense": "black",
     "dense-flops": "dimgray",
-    "dense-flops-upcycled": "darkgray",
     "mixture": "tab:red",
     "mixture-fine": "tab:orange",
-    "upcycled": "tab:blue",
-    "upcycled-fine": "tab:cyan",
+    "upcycled-fine": "tab:blue",
 }
 
 
