@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, evaluate, extract, generate, inspect, tune, upcycle, verify
+from moe_codegen.cli import demo, evaluate, extract, generate, inspect, report, tune, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ for verb in (
     generate.generate,
     demo.demo,
     tune.tune,
+    report.report,
 ):
     app.command()(verb)
 
