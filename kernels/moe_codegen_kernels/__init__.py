@@ -10,6 +10,9 @@ from moe_codegen_kernels.packed import pack_matrices as pack_matrices
 from moe_codegen_kernels.packed import packed_expert_ffn as packed_expert_ffn
 from moe_codegen_kernels.packed import unpack_matrices as unpack_matrices
 from moe_codegen_kernels.packed import why_not_packed as why_not_packed
+from moe_codegen_kernels.quantised import quantised_expert_ffn as quantised_expert_ffn
+from moe_codegen_kernels.quantised_weights import dequantise as dequantise
+from moe_codegen_kernels.quantised_weights import quantise_weight as quantise_weight
 from moe_codegen_kernels.routing import RoutingPlan as RoutingPlan
 from moe_codegen_kernels.routing import route as route
 from moe_codegen_kernels.routing import routing_plan as routing_plan

@@ -85,7 +85,10 @@ def pack_experts(model: nn.Module) -> int:
     and a warning says why. Works on every MoE model of transformers that `experts_implementation="moe_codegen"` runs.
     """
     packed = 0
-    for parent, name, experts in list(_experts_of(model)):
+    found = list(_experts_of(model))
+    if not found:
+        logger.warning_once(f"{type(model).__name__} has no plain experts to pack")
+    for parent, name, experts in found:
         reason = why_not(experts) or _why_not_its_weights(experts)
         if reason is not None:
             logger.warning_once(f"{type(experts).__name__} {reason}; it stays as it is")
@@ -112,7 +115,7 @@ def _experts_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """Every module that transformers would run an experts implementation for: its parent, its name there, itself."""
     for parent in model.modules():
         for name, child in parent.named_children():
-            if hasattr(child, "down_proj") and hasattr(child, "has_gate") and not isinstance(child, PackedExperts):
+            if hasattr(child, "down_proj") and hasattr(child, "is_transposed"):  # transformers' decorator sets it
                 yield parent, name, child
 
 

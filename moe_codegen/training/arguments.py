@@ -12,8 +12,10 @@ from moe_codegen.settings import nearest
 from moe_codegen.training.settings import TrainSettings
 
 CHECKPOINTS = 10  # in a run, where nothing else is asked for
-# Where transformers' own suit us less. Memory can be pinned only for an accelerator.
-DEFAULTS = dict(adam_beta2=0.95, report_to=[], dataloader_pin_memory=torch.accelerator.is_available())
+# Where transformers' own suit us less. Memory can be pinned only for an accelerator; and without one, processes that
+# torchrun started know of one another only where they are told to use the CPU.
+HAS_ACCELERATOR = torch.accelerator.is_available()
+DEFAULTS = dict(adam_beta2=0.95, report_to=[], dataloader_pin_memory=HAS_ACCELERATOR, use_cpu=not HAS_ACCELERATOR)
 
 
 def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:

@@ -11,14 +11,7 @@ from moe_codegen_kernels.cpu import compiled
 from tests.kernels.problems import LOADS, eager_expert_ffn, make_problem, relative_error
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-pytestmark = pytest.mark.usefixtures("compiled_path")
-
-
-@pytest.fixture
-def compiled_path(compiled_folder, monkeypatch):
-    monkeypatch.setattr(compiled, "FOLDER", compiled_folder)
-    for cache in (compiled._library, compiled.panel_width):
-        cache.cache_clear()
+pytestmark = [pytest.mark.usefixtures("cpu_path"), pytest.mark.parametrize("cpu_path", ["compiled"], indirect=True)]
 
 
 def packed_of(problem):
