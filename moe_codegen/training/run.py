@@ -92,7 +92,7 @@ def train(
         "steps": steps,
         "tokens": tokens,
         "passes": steps * settings.batch_size / len(data),
-        "languages": list(data.languages),
+        "tokens_by_language": data.tokens_by_language,
         "training_flops_per_token": flops,
         "training_flops": flops * tokens,
         "validation": {name: asdict(interval) for name, interval in trainer.validate().items()},
@@ -120,6 +120,7 @@ def layout_of(settings: TrainSettings) -> Layout:
 
 def check_fit(settings: TrainSettings, data: PackedSequences, config: Any) -> None:
     """Raise ConfigError unless the data fits the model and fills a batch."""
+    held = list(data.tokens_by_language)
     positions = getattr(config, "max_position_embeddings", data.sequence_length)
     if data.sequence_length > positions:
         raise ConfigError(
@@ -131,15 +132,15 @@ def check_fit(settings: TrainSettings, data: PackedSequences, config: Any) -> No
             f"{len(data)} sequences of {data.sequence_length} tokens do not fill one batch of "
             f"batch_size={settings.batch_size}; lower it, or pack more data"
         )
-    if getattr(config, "language_routing", "none") != "none" and max(config.language_ids(data.languages)) < 0:
+    if getattr(config, "language_routing", "none") != "none" and max(config.language_ids(held)) < 0:
         raise ConfigError(
             f"the router is told languages by the names of the experts, {', '.join(config.expert_names)}, and the data "
-            f"holds {', '.join(data.languages)}; name the experts as the data names its languages"
+            f"holds {', '.join(held)}; name the experts as the data names its languages"
         )
-    if isinstance(settings, ExpertSettings) and len(data.languages) > 1:
+    if isinstance(settings, ExpertSettings) and len(held) > 1:
         raise ConfigError(
-            f"an expert learns one language and the data holds {', '.join(data.languages)}; give the folder of one, "
-            "or train on all with `moe-codegen train dense`"
+            f"an expert learns one language and the data holds {', '.join(held)}; give the folder of one, packed with "
+            f"`--weights {held[0]}=1`, or train on all with `moe-codegen train dense`"
         )
 
 

@@ -24,7 +24,10 @@ class TrainSettings:
     micro_batch_size: int = setting(8, "sequences a process takes at once; divides batch_size / processes")
     learning_rate: float = setting(3e-4, "at the peak")
     warmup: float = setting(0.02, "share of the steps in which the learning rate rises (again) from zero")
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "from the peak on: to zero, or constant")
+    schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = setting(
+        "cosine", "from the peak on: to zero; constant; or constant, then linearly to zero"
+    )
+    decay: float = setting(0.2, "share of the steps in which warmup_stable_decay falls to zero, at the end")
     weight_decay: float = setting(0.1, "AdamW's, on matrices")
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0 leaves them")
     precision: Literal["float32", "bf16", "fp16"] = setting("float32", "of the computation; weights stay float32")
@@ -52,6 +55,8 @@ class TrainSettings:
             raise ConfigError(f"learning_rate={self.learning_rate} should be positive, such as 3e-4")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup={self.warmup} is a share of the steps and should lie between 0 and 1")
+        if not 0 < self.decay <= 1 - self.warmup:
+            raise ConfigError(f"decay={self.decay} is a share of the steps: above 0, and with warmup at most 1")
         self._check_sharing()
         if self.trainer.get("label_smoothing_factor"):
             raise ConfigError(
