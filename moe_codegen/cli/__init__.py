@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, evaluate, extract, generate, inspect, report, tune, upcycle, verify
+from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise, report, tune, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 for verb in (
     upcycle.upcycle,
     extract.extract,
+    quantise.quantise,
     verify.verify,
     inspect.inspect,
     generate.generate,

@@ -1,11 +1,13 @@
 """`moe-codegen train dense | expert | mix RUN.toml OUT`: flags override the run file."""
 
 import inspect
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import transformers
 import typer
+from rich.markup import escape
 
 from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, values_of
@@ -26,7 +28,9 @@ def _add(verb: str, settings_class: type[TrainSettings]) -> None:
     def command(**given: Any) -> None:
         settings = read_run(settings_class, given["run"], values_of(settings_class, given))
         transformers.logging.set_verbosity_error()
-        summary = train(settings, given["out"], callbacks=[TrainingBar(console.messages)])
+        summary = train(settings, given["out"], callbacks=[TrainingBar(console.messages)], warn=_warn)
+        if int(os.environ.get("RANK", "0")) > 0:
+            return  # of the processes that torchrun started the first speaks
         if given["json_"]:
             console.print_json(summary)
         else:
@@ -45,6 +49,10 @@ def _add(verb: str, settings_class: type[TrainSettings]) -> None:
 
 for _verb, _settings_class in VERBS.items():
     _add(_verb, _settings_class)
+
+
+def _warn(message: str) -> None:
+    console.messages.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
 
 
 def _show(summary: dict[str, Any], out: Path) -> None:

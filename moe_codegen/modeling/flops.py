@@ -43,8 +43,9 @@ def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, int, bool]]:
         if isinstance(module, nn.Linear):
             yield 1.0, module.weight.numel(), module.weight.requires_grad
         elif isinstance(module, TopKRouter):
-            for weight in module.parameters(recurse=False):
-                yield 1.0, weight.numel(), weight.requires_grad
+            for weight in (module.weight, module.noise_weight):
+                if weight is not None:
+                    yield 1.0, weight.numel(), weight.requires_grad
         elif isinstance(module, Experts):
             share = model.config.num_experts_per_tok / model.config.num_experts
             for name, weight in module.named_parameters(recurse=False):

@@ -1,8 +1,11 @@
 """A run's history: one JSON object a line, cut back to the checkpoint that a resumed run goes on from."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from moe_codegen.metrics import LoadCounts
 
@@ -12,8 +15,7 @@ Line = dict[str, Any]
 class History:
     """Appends to `path`; a line has its `step`, numbers by name, and for a mixture `load`, the counts of its experts.
 
-    Attributes:
-        resumed_at: the step that the run goes on from; later lines of an earlier run are dropped.
+    Lines of an earlier run after step `resumed_at`, which this run goes on from, are dropped.
     """
 
     def __init__(self, path: Path, resumed_at: int) -> None:
@@ -36,10 +38,20 @@ def read_history(path: Path) -> list[Line]:
 
 
 def load_record(counts: LoadCounts) -> Line:
-    """Counts as JSON holds them; `load_counts` reads them."""
+    """Counts as JSON holds them."""
     return {
         "languages": list(counts.groups),
         "layers": list(counts.layers),
         "chosen": counts.chosen_GLE.tolist(),
         "first": counts.first_GLE.tolist(),
     }
+
+
+def late_load(lines: Sequence[Line], share: float = 0.25) -> LoadCounts | None:
+    """The counts of the last `share` of the lines that have any, added up; None for a dense model."""
+    loads = [line["load"] for line in lines if "load" in line]
+    if not loads:
+        return None
+    late = loads[-max(1, round(len(loads) * share)) :]
+    chosen, first = (sum(np.array(load[name]) for load in late) for name in ("chosen", "first"))
+    return LoadCounts(tuple(late[0]["languages"]), tuple(late[0]["layers"]), np.asarray(chosen), np.asarray(first))

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from moe_codegen.metrics import ExpertLoad, LoadCounts, load_summary
+from moe_codegen.metrics.routing import load_entropy
 from moe_codegen.modeling import MoEConfig
 
 Gather = Callable[[torch.Tensor], torch.Tensor]  # a tensor of each process -> all of them, stacked
@@ -89,10 +91,28 @@ class Meter:
 
 
 def load_figures(counts: LoadCounts) -> dict[str, float]:
-    """Of the load, the numbers that fit a line: the worst layer's evenness and busiest expert, dead experts in all."""
+    """Of the load, the numbers that fit a line: the worst layer's, and dead experts in all."""
     layers = load_summary(counts)["layers"]
     return {
         "load_evenness": min(layer["evenness"] for layer in layers),
         "load_max_over_mean": max(layer["max_over_mean"] for layer in layers),
+        "load_concentration": float(concentration(counts).max()),
         "dead_experts": sum(layer["dead_experts"] for layer in layers),
     }
+
+
+def concentration(counts: LoadCounts) -> np.ndarray:
+    """(L,) how far each layer has gone from even routing, 0, to the same K experts for every token, 1.
+
+    `(E - exp H) / (E - K)`, for `exp H`, H the entropy of the load, is the number of experts that would be as uneven if
+    they shared it alike: E at best, and K at worst, since a token has K different ones.
+    """
+    chosen_LE = counts.chosen_GLE.sum(axis=0)
+    experts, top_k = chosen_LE.shape[-1], _top_k(counts)
+    if experts == top_k:
+        return np.zeros(len(chosen_LE))
+    return (experts - np.exp(load_entropy(chosen_LE))) / (experts - top_k)
+
+
+def _top_k(counts: LoadCounts) -> int:
+    return round(counts.chosen_GLE.sum() / max(counts.first_GLE.sum(), 1))

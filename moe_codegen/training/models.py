@@ -30,13 +30,17 @@ def merged(model: Any) -> PreTrainedModel:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
+# Fields of the configuration that a run may set anew; None keeps the checkpoint's.
+ROUTER_FIELDS = ("router_aux_loss_coef", "router_z_loss_coef", "router_logit_scale", "language_routing")
+
+
 def _load_mixture(settings: MixSettings) -> PreTrainedModel:
-    coefficients = {
-        name: value
-        for name in ("router_aux_loss_coef", "router_z_loss_coef")
-        if (value := getattr(settings, name)) is not None
-    }
-    model = MoEForCausalLM.from_pretrained(settings.model, dtype=torch.float32, **coefficients)
+    config = MoEConfig.from_pretrained(settings.model)
+    fields = {name: value for name in ROUTER_FIELDS if (value := getattr(settings, name)) is not None}
+    if settings.language_routing == "oracle":
+        fields["num_experts_per_tok"] = config.expert_granularity
+    fields["recompute_experts"] = settings.recompute_experts
+    model = MoEForCausalLM.from_pretrained(settings.model, dtype=torch.float32, **fields)
     if settings.parts != "all":
         routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
         experts = [module for module in model.modules() if isinstance(module, Experts)]

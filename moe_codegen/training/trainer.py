@@ -13,7 +13,6 @@ from torch import nn
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -27,6 +26,7 @@ from moe_codegen.moe import RoutingRecorder, TopKRouter
 from moe_codegen.training.data import PackedSequences, batch_of
 from moe_codegen.training.history import History, load_record
 from moe_codegen.training.meter import Meter, load_figures
+from moe_codegen.training.parallel import ShardedTrainer
 
 STAGED = ".partial"  # where a checkpoint is written until it is whole
 
@@ -59,12 +59,12 @@ class LogTheEnd(TrainerCallback):
         control.should_log |= state.global_step >= state.max_steps
 
 
-class MoETrainer(Trainer):
+class MoETrainer(ShardedTrainer):
     """Trains a dense model or a mixture on `PackedSequences`.
 
-    To Trainer it adds: a learning rate of the router's own; the router losses, the experts' load and the first bad
-    step, measured without waiting for the device; validation loss by language on whole documents; checkpoints that
-    are written aside and renamed, so that the last one is always good.
+    To `ShardedTrainer` it adds: a learning rate of the router's own; the router losses, the experts' load and the
+    first bad step, measured without waiting for the device; validation loss by language on whole documents;
+    checkpoints that are written aside and renamed, so that the last one is always good.
 
     Attributes:
         history: set in the main process, it gets every line.
@@ -109,6 +109,9 @@ class MoETrainer(Trainer):
         self._since = time.perf_counter()  # the last line of the history; what is no training is taken out
         self.meter = Meter(self.model, data.languages, self.args.device)
         self._recorder = RoutingRecorder(self.model)
+        self._expert_of_language: torch.Tensor | None = None
+        if getattr(self.model.config, "language_routing", "none") != "none":
+            self._expert_of_language = torch.tensor(self.model.config.language_ids(data.languages))
         self._run_dir = Path(args.output_dir)
 
     # What is trained, and on what
@@ -145,6 +148,9 @@ class MoETrainer(Trainer):
         language_ids = inputs["language_ids"]
         # With a cache, documents of one sequence would see one another.
         inputs = {**{name: value for name, value in inputs.items() if name != "language_ids"}, "use_cache": False}
+        if self._expert_of_language is not None:
+            experts = self._expert_of_language.to(language_ids.device)[language_ids.clamp(min=0)]
+            inputs["language_ids"] = experts.where(language_ids >= 0, -1)
         with self._recorder:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.meter.add(self.state.global_step + 1, outputs, self._recorder.ids_LTK, language_ids)

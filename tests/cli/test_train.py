@@ -16,7 +16,8 @@ DENSE = "config tokenizer parts lora-rank lora-alpha equal-flops"
 FLAGS = {
     "dense": f"{COMMON} {DENSE}",
     "expert": f"{COMMON} {DENSE}",
-    "mix": f"{COMMON} parts router-learning-rate router-aux-loss-coef router-z-loss-coef",
+    "mix": f"{COMMON} parts router-learning-rate router-aux-loss-coef router-z-loss-coef router-logit-scale "
+    "language-routing recompute-experts",
 }
 
 

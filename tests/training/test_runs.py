@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from moe_codegen import MoEForCausalLM, upcycle
+from moe_codegen.errors import ConfigError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
 from moe_codegen.training.history import read_history
 from tests.training.runs import LANGUAGES, LENGTH, from_scratch
@@ -58,6 +59,15 @@ def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
     assert (summary["steps"], summary["tokens"]) == (20, 20 * STEP)
     assert read_run(DenseSettings, tmp_path / "out" / "run.toml") == settings
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_the_learning_rate_stays_at_the_peak_and_then_falls_to_zero(corpus, tmp_path):
+    schedule = dict(schedule="warmup_stable_decay", warmup=0.2, decay=0.4)
+    train(from_scratch(corpus, tokens=10 * STEP, log_every=1, validation="", **schedule), tmp_path / "out")
+    lines = read_history(tmp_path / "out" / "history.jsonl")
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    # The rate that a step was made with: two steps up, to the fourth from the end at the peak, four down.
+    assert [rate / max(rates) for rate in rates] == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
 
 def test_a_finished_run_is_not_done_again(corpus, base):
@@ -133,3 +143,47 @@ def test_the_dense_rival_spends_what_experts_and_mixture_spent(corpus, base, mix
     one_step = rival["training_flops"] / rival["steps"]
     assert abs(rival["training_flops"] - budget) <= one_step / 2
     assert rival["steps"] > 9
+
+
+def test_a_prior_learns_each_languages_expert_and_an_oracle_is_told(corpus, base, tmp_path):
+    experts = dict.fromkeys(LANGUAGES, base)
+    upcycle(base, tmp_path / "named", experts=experts, noise_std=0.5, top_k=1, renormalise=False)
+    named = str(tmp_path / "named")
+    oracle = train(mix_settings(named, corpus, language_routing="oracle"), tmp_path / "oracle")
+    for layer in oracle["routing"]["layers"]:
+        assert layer["assignment_accuracy"] == 1
+        assert layer["normalised_mutual_information"] == pytest.approx(1)
+        assert layer["assignment"] == {language: LANGUAGES.index(language) for language in LANGUAGES}
+    free = train(mix_settings(named, corpus), tmp_path / "free")
+    prior = train(mix_settings(named, corpus, language_routing="prior"), tmp_path / "prior")
+    for without, told in zip(free["routing"]["layers"], prior["routing"]["layers"], strict=True):
+        assert told["normalised_mutual_information"] > without["normalised_mutual_information"] + 0.1
+    learned = [value for name, value in parameters(tmp_path / "prior", MoEForCausalLM).items() if "prior" in name]
+    assert len(learned) == 2
+    assert not torch.equal(learned[0], torch.eye(3))
+
+
+def test_languages_that_no_expert_is_named_after_are_refused(corpus, base, tmp_path):
+    upcycle(base, tmp_path / "named", experts={"ada": base, "c": base})
+    settings = mix_settings(str(tmp_path / "named"), corpus, language_routing="prior")
+    with pytest.raises(ConfigError, match=r"names of the experts, ada, c, and the data holds java"):
+        train(settings, tmp_path / "out")
+
+
+@pytest.mark.parametrize("field", ["gradient_checkpointing", "recompute_experts"])
+def test_recomputing_changes_nothing_but_memory(corpus, mixture, tmp_path, field):
+    losses = []
+    for value in (False, True):
+        train(mix_settings(mixture, corpus, log_every=1, **{field: value}), tmp_path / str(value))
+        lines = read_history(tmp_path / str(value) / "history.jsonl")
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    if field == "recompute_experts":
+        assert MoEForCausalLM.from_pretrained(tmp_path / "True").config.recompute_experts
+
+
+def test_pictures_show_losses_load_and_languages(corpus, mixture, tmp_path):
+    summary = train(mix_settings(mixture, corpus, evaluate_every=3), tmp_path / "out")
+    assert summary["figures"] == ["losses.png", "load.png", "languages.png"]
+    for name in summary["figures"]:
+        assert (tmp_path / "out" / "figures" / name).read_bytes().startswith(b"\x89PNG")
