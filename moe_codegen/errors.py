@@ -43,3 +43,23 @@ class TokenizerError(MoECodegenError):
 
 class WorkerError(MoECodegenError):
     """A worker process that died, or failed on an input that it names."""
+
+
+class ProblemError(MoECodegenError):
+    """Evaluation problems that cannot be read, are missing, or do not fit what is asked of them."""
+
+
+class ResultError(MoECodegenError):
+    """A file of completions or results that is damaged, missing, or made from something else; it is named."""
+
+
+class ToolchainError(MoECodegenError):
+    """A compiler or interpreter that is not installed, or not where the sandbox can show it; its package is named."""
+
+
+class SandboxError(MoECodegenError):
+    """A sandbox that cannot be built on this machine, or that leaks."""
+
+
+class InfrastructureError(MoECodegenError):
+    """A program could not be judged: what failed is around it, not in it."""

@@ -1,9 +1,7 @@
 """`moe-codegen data VERB IN OUT`: the flags of a verb are the fields of its settings."""
 
-import dataclasses
 import inspect
 import json
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from moe_codegen.cli.flags import flags_of, keyword, settings_of
 from moe_codegen.data.cleaning import clean
 from moe_codegen.data.corpus import CorpusSettings, build_corpus, read_packages
 from moe_codegen.data.decontamination import DecontaminateSettings, decontaminate
@@ -23,12 +22,13 @@ from moe_codegen.data.packing import PackSettings, pack
 from moe_codegen.data.preparation import prepare, read_plan
 from moe_codegen.data.reporting import report
 from moe_codegen.data.sampling import SampleSettings, sample
-from moe_codegen.data.settings import SourceSettings, as_record
+from moe_codegen.data.settings import SourceSettings
 from moe_codegen.data.sources import Source, open_source
 from moe_codegen.data.splitting import SplitSettings, split
 from moe_codegen.data.stage import Record
 from moe_codegen.data.tally import Tally
 from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.settings import as_record
 
 app = typer.Typer(
     name="data", help="Code data: from a dataset or repositories to training batches.", no_args_is_help=True
@@ -58,12 +58,8 @@ def _add(verb: str, settings_class: type, run: Callable[..., Record]) -> None:
     """Register `verb` with the flags of its settings, of the source, and those that all verbs have."""
 
     def command(**given: Any) -> None:
-        def of(some_class: type) -> Any:
-            names = [field.name for field in dataclasses.fields(some_class)]
-            values = {name: given[name] for name in names}
-            return some_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-        settings, source_settings = of(settings_class), of(SourceSettings)
+        settings: Any = settings_of(settings_class, given)
+        source_settings = settings_of(SourceSettings, given)
         source = open_source(given["source"], source_settings)
         if given["dry_run"]:
             _show_plan(verb, source, given["out"], settings)
@@ -73,32 +69,14 @@ def _add(verb: str, settings_class: type, run: Callable[..., Record]) -> None:
 
     common = {"num_proc": (NumProc, 1), "dry_run": (DryRun, False), "quiet": (Quiet, False), "json_": (AsJson, False)}
     parameters = [
-        inspect.Parameter("source", inspect.Parameter.KEYWORD_ONLY, annotation=SourceArgument),
-        inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=OutArgument),
-        *(parameter for some in (settings_class, SourceSettings) for parameter in _parameters(some)),
-        *(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-            for name, (kind, default) in common.items()
-        ),
+        keyword("source", SourceArgument),
+        keyword("out", OutArgument),
+        *(flag for some in (settings_class, SourceSettings) for flag in flags_of(some)),
+        *(keyword(name, kind, default) for name, (kind, default) in common.items()),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     summary = (inspect.getdoc(settings_class if run.__name__.startswith("_") else run) or "").split("\n\n")[0]
     app.command(verb, help=summary)(command)
-
-
-def _parameters(settings_class: type) -> list[inspect.Parameter]:
-    """A keyword parameter for each field; a tuple is a flag that may be repeated."""
-    hints = typing.get_type_hints(settings_class)
-    parameters = []
-    for field in dataclasses.fields(settings_class):
-        many = typing.get_origin(hints[field.name]) is tuple
-        kind = list[typing.get_args(hints[field.name])[0]] if many else hints[field.name]  # type: ignore[misc]
-        annotation = Annotated[kind, typer.Option(help=field.metadata["help"])]  # type: ignore[valid-type]
-        default = list(field.default) if many and isinstance(field.default, tuple) else field.default
-        parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        )
-    return parameters
 
 
 for _verb, _settings_class, _run in (

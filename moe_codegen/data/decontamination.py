@@ -16,11 +16,11 @@ import numpy as np
 
 from moe_codegen.data.batch import Dropped, split_sound
 from moe_codegen.data.progress import advance
-from moe_codegen.data.settings import setting
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import UnitOutput, merged
 from moe_codegen.errors import ConfigError, SourceError
+from moe_codegen.settings import setting
 
 _PROMPTS = ("prompt", "text")
 _SOLUTIONS = ("canonical_solution", "canonical", "solution", "code")

@@ -19,12 +19,12 @@ import xxhash
 from moe_codegen.data.batch import Dropped, each_text, split_sound, text_buffer
 from moe_codegen.data.minhash import algorithm, bands
 from moe_codegen.data.progress import advance
-from moe_codegen.data.settings import setting
 from moe_codegen.data.shingles import shingles
 from moe_codegen.data.signatures import ShingleFile, ShingleStore, Signatures
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import UnitOutput, merged
+from moe_codegen.settings import setting
 
 
 @dataclass(frozen=True)

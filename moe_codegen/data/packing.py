@@ -21,12 +21,12 @@ from moe_codegen.data.fim import Part, Sentinels, find_sentinels, rearrange
 from moe_codegen.data.mixture import mixture_weights, passes, repeated
 from moe_codegen.data.parquet import ShardWriter
 from moe_codegen.data.progress import advance
-from moe_codegen.data.settings import setting
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import Tally, UnitOutput
 from moe_codegen.data.tokenization import Encoder, load_encoder
 from moe_codegen.errors import ConfigError
+from moe_codegen.settings import setting
 
 WINDOW = 1 << 17  # documents packed together: the plan's memory, and how far a best fit may look
 ROWS = 2048  # sequences a shard

@@ -13,12 +13,13 @@ from moe_codegen.data.filters import CleanSettings
 from moe_codegen.data.packing import PackSettings, pack
 from moe_codegen.data.reporting import report
 from moe_codegen.data.sampling import SampleSettings, sample
-from moe_codegen.data.settings import SourceSettings, settings_from
+from moe_codegen.data.settings import SourceSettings
 from moe_codegen.data.sources import UNIT_BYTES, Source, open_source
 from moe_codegen.data.splitting import TRAIN, VALIDATION, SplitSettings, split
 from moe_codegen.data.stage import Record
 from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
 from moe_codegen.errors import ConfigError
+from moe_codegen.settings import settings_from
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import xxhash
 from moe_codegen.data.arrays import save_arrays
 from moe_codegen.data.batch import Dropped, split_sound
 from moe_codegen.data.progress import advance
-from moe_codegen.data.settings import setting
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.statistics import cluster_interval, intra_correlation, sample_size, variation_of
 from moe_codegen.data.tally import UnitOutput, merged
 from moe_codegen.errors import ConfigError
+from moe_codegen.settings import setting
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 import filelock
 
 from moe_codegen.data.progress import Progress
-from moe_codegen.data.settings import as_record
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.workers import Mapper, map_units
 from moe_codegen.errors import OutputError, ResumeError
+from moe_codegen.settings import as_record
 
 MANIFEST = "manifest.json"
 WORK = ".work"

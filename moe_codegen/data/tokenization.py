@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from moe_codegen.data.batch import split_sound
-from moe_codegen.data.settings import setting
 from moe_codegen.data.sources import Source
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.errors import ConfigError, TokenizerError
 from moe_codegen.sentinels import SPELLINGS
+from moe_codegen.settings import setting
 
 _END_OF_TEXT = {"santacoder": "<|endoftext|>", "starcoder": "<|endoftext|>"}
 _PADDING = {"santacoder": "<fim-pad>", "starcoder": "<fim_pad>"}

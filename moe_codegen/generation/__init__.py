@@ -7,5 +7,4 @@ from moe_codegen.generation.loading import load_model as load_model
 from moe_codegen.generation.prompt import Sentinels as Sentinels
 from moe_codegen.generation.prompt import encode_prompt as encode_prompt
 from moe_codegen.generation.prompt import find_sentinels as find_sentinels
-from moe_codegen.generation.routing import RoutingRecorder as RoutingRecorder
 from moe_codegen.generation.routing import shares_of_experts as shares_of_experts

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from moe_codegen.errors import ConfigError
 from moe_codegen.generation.decoding import IncrementalDecoder, find_stop, settled_length
 from moe_codegen.generation.prompt import encode_prompt, find_sentinels
-from moe_codegen.generation.routing import RoutingRecorder
+from moe_codegen.moe import RoutingRecorder
 
 
 @dataclass(frozen=True)

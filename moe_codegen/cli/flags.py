@@ -1,0 +1,63 @@
+"""The flags of a verb are the fields of its settings."""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from moe_codegen.errors import ConfigError
+from moe_codegen.settings import default_of, settings_from
+
+S = TypeVar("S")
+
+
+def keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    """A parameter of a command that is made at run time; without `default` it must be given."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def flags_of(settings_class: type, *, overriding: bool = False) -> list[inspect.Parameter]:
+    """A keyword parameter for each field; a tuple is a flag that may be repeated, a mapping one of NAME=VALUE.
+
+    With `overriding` the flags override a file, so each is None unless given.
+    """
+    hints = typing.get_type_hints(settings_class)
+    parameters = []
+    for field in dataclasses.fields(settings_class):
+        hint, default = hints[field.name], default_of(field)
+        if typing.get_origin(hint) is tuple:
+            hint, default = list[typing.get_args(hint)[0]], list(default)  # type: ignore[misc]
+        elif typing.get_origin(hint) is Mapping:
+            hint, default = list[str], [f"{key}={value}" for key, value in default.items()]
+        help = field.metadata["help"]
+        if overriding:
+            hint, default = hint | None, None
+        parameters.append(keyword(field.name, Annotated[hint, typer.Option(help=help)], default))
+    return parameters
+
+
+def settings_of(settings_class: type[S], given: Mapping[str, Any]) -> S:
+    """The settings that a command made of `flags_of(settings_class)` was given."""
+    return settings_from(settings_class, values_of(settings_class, given), "the flags")
+
+
+def values_of(settings_class: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Field -> value of those flags of `settings_class` that were given."""
+    hints = typing.get_type_hints(settings_class)
+    values = {}
+    for field in dataclasses.fields(settings_class):
+        value = given[field.name]
+        if value is not None:
+            is_mapping = typing.get_origin(hints[field.name]) is Mapping
+            values[field.name] = dict(_pair(field.name, text) for text in value) if is_mapping else value
+    return values
+
+
+def _pair(name: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ConfigError(f"--{name.replace('_', '-')} {text} should be NAME=VALUE")
+    return key, value

@@ -1,0 +1,73 @@
+"""The folder of one evaluation run, which `execute`, `pass-at-k`, `compare` and the report read.
+
+    OUT/
+      run.json                         the model, settings, problems, speed and versions; see `RunRecord`
+      {dataset}-{language}-{model}-{temperature}-reworded/      one for each language
+        {problem}.json.gz              MultiPL-E's completions file
+        {problem}.results.json.gz      MultiPL-E's result file, written when all samples of the problem have run
+        outcomes.jsonl                 append-only: one line for each distinct program, with the kind of its failure
+
+A folder of completions made elsewhere has no `run.json`, and gets `outcomes.jsonl` and the result files.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_codegen.errors import ResultError
+from moe_codegen.evaluation.files import write_whole
+
+RUN_FILE = "run.json"
+OUTCOMES_FILE = "outcomes.jsonl"
+
+
+@dataclass
+class RunRecord:
+    """`run.json`.
+
+    Attributes:
+        model: name, kind ("dense" or "mixture"), family, dtype, device, parameters {"total", "active"} and files
+            {file: sha256}; num_experts and top_k of a mixture.
+        settings: every setting of the run that its results depend on.
+        problems: folder -> {"dataset", "language", "count", "sha256" of the rows, "names"}.
+        generation: tokens, seconds and tokens_per_second of sampling, over all languages.
+        execution: sandbox, and the version of each language's toolchain.
+        versions: package -> version.
+    """
+
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    problems: dict[str, dict[str, Any]] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    execution: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self, out: Path) -> None:
+        """Write it to `out`, whole or not at all."""
+        write_whole(out / RUN_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def read_run(out: Path) -> RunRecord | None:
+    """The record of a run; None where there is none. Raises `ResultError` where it is damaged."""
+    path = out / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        return RunRecord(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ResultError(f"{path} is damaged: {error}") from error
+
+
+def language_folders(out: Path) -> list[Path]:
+    """The folders of MultiPL-E files of a run, or `out` alone where it is itself one.
+
+    Raises `ResultError` where there is none.
+    """
+    if not out.is_dir():
+        raise ResultError(f"{out} is no folder; expected a run, or a folder with MultiPL-E's files")
+    children = sorted(child for child in out.iterdir() if child.is_dir())
+    folders = [folder for folder in (out, *children) if any(folder.glob("*.json.gz"))]
+    if not folders:
+        raise ResultError(f"{out} holds no .json.gz file of MultiPL-E, nor any folder in it")
+    return folders

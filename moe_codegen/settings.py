@@ -1,0 +1,89 @@
+"""Typed settings: one frozen dataclass a verb, whose fields are its flags, its TOML keys and its thresholds."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+from moe_codegen.errors import ConfigError
+
+S = TypeVar("S")
+
+
+def setting(default: Any, help: str, *, is_path: bool = False) -> Any:
+    """A field of a settings class with the line that `--help` shows; `is_path` says that it may name files."""
+    metadata = {"help": help, "is_path": is_path}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def settings_from(settings_class: type[S], values: Mapping[str, Any], where: str) -> S:
+    """An instance of `settings_class` from `values`; lists become tuples, integers become floats.
+
+    Raises `ConfigError` for an unknown key (naming the nearest) or a value of another type.
+    """
+    hints = typing.get_type_hints(settings_class)
+    names = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            raise ConfigError(f"unknown key `{key}` in {where}{_nearest(name, names)}")
+        checked[name] = _of_type(hints[name], value, f"`{key}` in {where}")
+    return settings_class(**checked)
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """What a field is where nothing is given."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def as_record(settings: Any) -> dict[str, Any]:
+    """The settings as JSON holds them; of a path its last part, so that the same run elsewhere has the same record."""
+    record = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        record[field.name] = _as_json(value, PurePath if field.metadata["is_path"] else None)
+    return record
+
+
+def _as_json(value: Any, path_type: type[PurePath] | None) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_json(one, path_type) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return [_as_json(one, path_type) for one in value]
+    return path_type(value).name if path_type and value is not None else value
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; the keys are {', '.join(names)}"
+
+
+def _of_type(hint: Any, value: Any, what: str) -> Any:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _of_type(next(part for part in parts if part is not type(None)), value, what)
+    if origin is typing.Literal:
+        if value not in parts:
+            raise ConfigError(f"{what} should be one of {', '.join(map(str, parts))}, found {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{what} should be a list, found {value!r}")
+        return tuple(_of_type(parts[0], one, what) for one in value)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{what} should be a table of NAME = VALUE, found {value!r}")
+        return {key: _of_type(parts[1], one, f"{what}, at `{key}`,") for key, one in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{what} should be of type {hint.__name__}, found {value!r}")
+    return value
