@@ -1,12 +1,14 @@
 """The command line: one file per verb, each a typed function whose arguments are its flags."""
 
 import sys
+import warnings
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from moe_codegen.cli import demo, extract, generate, inspect, tune, upcycle, verify
+from moe_codegen.cli.console import show_warning
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -44,9 +46,11 @@ else:
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one message on standard error and exit status 1."""
+    """Run the command line; a warning or an error of ours is one message on standard error, an error exit status 1."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            app()
     except MoECodegenError as error:
         Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,23 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
-from moe_codegen.data.cleaning import clean
 from moe_codegen.data.corpus import CorpusSettings, build_corpus, read_packages
-from moe_codegen.data.decontamination import DecontaminateSettings, decontaminate
-from moe_codegen.data.dedup import DedupSettings, dedup
-from moe_codegen.data.filters import CleanSettings
 from moe_codegen.data.inspection import InspectSettings
 from moe_codegen.data.inspection import inspect as inspect_source
-from moe_codegen.data.packing import PackSettings, pack
-from moe_codegen.data.preparation import prepare, read_plan
+from moe_codegen.data.preparation import check_plan, prepare, read_plan
 from moe_codegen.data.reporting import report
-from moe_codegen.data.sampling import SampleSettings, sample
 from moe_codegen.data.settings import SourceSettings
 from moe_codegen.data.sources import Source, open_source
-from moe_codegen.data.splitting import SplitSettings, split
 from moe_codegen.data.stage import Record
-from moe_codegen.data.tally import Tally
-from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.data.steps import STEPS, Step
+from moe_codegen.data.tables import TextTable, tables_of
 from moe_codegen.settings import as_record
 
 app = typer.Typer(
@@ -46,50 +38,34 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON
 _console = Console()
 
 
-def _run_inspect(source: Source, out: Path, settings: InspectSettings, *, num_proc: int, quiet: bool) -> Record:
-    return inspect_source(source, out, num_proc=num_proc, quiet=quiet)
-
-
-def _run_tokenizer(source: Source, out: Path, settings: TokenizerSettings, *, num_proc: int, quiet: bool) -> Record:
-    return make_tokenizer(source, out, settings, quiet=quiet)
-
-
-def _add(verb: str, settings_class: type, run: Callable[..., Record]) -> None:
+def _add(verb: str, step: Step) -> None:
     """Register `verb` with the flags of its settings, of the source, and those that all verbs have."""
 
     def command(**given: Any) -> None:
-        settings: Any = settings_of(settings_class, given)
+        settings: Any = settings_of(step.settings, given)
         source_settings = settings_of(SourceSettings, given)
         source = open_source(given["source"], source_settings)
+        step.check(settings)
         if given["dry_run"]:
             _show_plan(verb, source, given["out"], settings)
             return
-        manifest = run(source, given["out"], settings, num_proc=given["num_proc"], quiet=given["quiet"])
+        manifest = step.run(source, given["out"], settings, num_proc=given["num_proc"], quiet=given["quiet"])
         _show(manifest, given["out"], given["json_"])
 
     common = {"num_proc": (NumProc, 1), "dry_run": (DryRun, False), "quiet": (Quiet, False), "json_": (AsJson, False)}
     parameters = [
         keyword("source", SourceArgument),
         keyword("out", OutArgument),
-        *(flag for some in (settings_class, SourceSettings) for flag in flags_of(some)),
+        *(flag for some in (step.settings, SourceSettings) for flag in flags_of(some)),
         *(keyword(name, kind, default) for name, (kind, default) in common.items()),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    summary = (inspect.getdoc(settings_class if run.__name__.startswith("_") else run) or "").split("\n\n")[0]
-    app.command(verb, help=summary)(command)
+    app.command(verb, help=step.summary)(command)
 
 
-for _verb, _settings_class, _run in (
-    ("inspect", InspectSettings, _run_inspect),
-    ("clean", CleanSettings, clean),
-    ("dedup", DedupSettings, dedup),
-    ("decontaminate", DecontaminateSettings, decontaminate),
-    ("sample", SampleSettings, sample),
-    ("split", SplitSettings, split),
-    ("tokenizer", TokenizerSettings, _run_tokenizer),
-    ("pack", PackSettings, pack),
-):
-    _add(_verb, _settings_class, _run)
+_INSPECT = Step("Count and measure what IN holds; OUT gets the figures alone.", InspectSettings, inspect_source)
+for _verb, _step in {"inspect": _INSPECT, **STEPS}.items():
+    _add(_verb, _step)
 
 
 @app.command("report")
@@ -109,6 +85,7 @@ def prepare_command(
 ) -> None:
     """Run every verb that a TOML file names, each into a folder of its own under OUT."""
     read = read_plan(plan)
+    check_plan(read)
     if dry_run:
         source = open_source(read.source, read.source_settings)
         for verb, settings in read.steps.items():
@@ -154,14 +131,15 @@ def _show(manifest: Record, out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(manifest))
         return
-    table = Table(title=f"{manifest['verb']} -> {out}")
-    for column in ("", "files", "MB"):
-        table.add_column(column, justify="left" if not column else "right")
-    tally = Tally(manifest.get("tally"))
-    for reason, some in tally.record().items():
-        files, nbytes = (sum(entry[place] for entry in some.values()) for place in range(2))
-        table.add_row(reason.replace("_", " "), f"{files:,}", f"{nbytes / 1e6:,.2f}")
-    if table.row_count:
-        _console.print(table)
-    else:
-        _console.print(f"{manifest['verb']} -> {out}")
+    _console.print(f"[bold]{manifest['verb']}[/bold] -> {out}", soft_wrap=True)
+    for table in tables_of(manifest):
+        _console.print(_drawn(table))
+
+
+def _drawn(table: TextTable) -> Table:
+    drawn = Table(show_header=any(table.head))
+    for place, column in enumerate(table.head):
+        drawn.add_column(column, justify="right" if place and column else "left")
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn
