@@ -9,3 +9,9 @@ from moe_codegen.architectures.starcoder2 import STARCODER2
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.family: architecture for architecture in (GPT_BIGCODE, PHI, STARCODER2, LLAMA, MISTRAL, QWEN2, QWEN3)
 }
+
+
+def is_known(model_type: str) -> bool:
+    """Whether a layout of some family has this `model_type` in its `config.json`."""
+    families = ARCHITECTURES.values()
+    return any(model_type in layout.model_types for family in families for layout in family.layouts)

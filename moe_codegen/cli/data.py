@@ -1,14 +1,12 @@
 """`moe-codegen data VERB IN OUT`: the flags of a verb are the fields of its settings."""
 
 import inspect
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
 from moe_codegen.data.corpus import CorpusSettings, build_corpus, read_packages
 from moe_codegen.data.inspection import InspectSettings
@@ -19,7 +17,8 @@ from moe_codegen.data.settings import SourceSettings
 from moe_codegen.data.sources import Source, open_source
 from moe_codegen.data.stage import Record
 from moe_codegen.data.steps import STEPS, Step
-from moe_codegen.data.tables import TextTable, tables_of
+from moe_codegen.data.tables import tables_of
+from moe_codegen.reporting import table
 from moe_codegen.settings import as_record
 
 app = typer.Typer(
@@ -34,8 +33,6 @@ NumProc = Annotated[int, typer.Option(min=1, help="Worker processes; the output 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
-
-_console = Console()
 
 
 def _add(verb: str, step: Step) -> None:
@@ -72,7 +69,7 @@ for _verb, _step in {"inspect": _INSPECT, **STEPS}.items():
 def report_command(source: SourceArgument, out: OutArgument, pictures: bool = True) -> None:
     """Write report.json, report.md and pictures: what was kept and dropped, why, and how large the samples are."""
     report(source, out, pictures=pictures)
-    _console.print(f"report written to {out / 'report.md'}")
+    console.output.print(f"report written to {out / 'report.md'}")
 
 
 @app.command("prepare")
@@ -109,37 +106,27 @@ def corpus_command(
     named = read_packages(packages)
     if dry_run:
         for kind, names in named.items():
-            _console.print(f"{kind}: {', '.join(names)}")
+            console.output.print(f"{kind}: {', '.join(names)}")
         return
     settings = CorpusSettings(megabytes, package_share)
     for language, account in build_corpus(named, out, settings, num_proc=num_proc, quiet=quiet).items():
-        _console.print(f"{language}: {account['files']:,} files, {account['bytes'] / 1e6:,.1f} MB")
+        console.output.print(f"{language}: {account['files']:,} files, {account['bytes'] / 1e6:,.1f} MB")
 
 
 def _show_plan(verb: str, source: Source, out: Path, settings: Any) -> None:
-    _console.print(f"{verb} {source.name} -> {out} (dry run: nothing is written)", soft_wrap=True)
-    table = Table(show_header=False)
-    table.add_row("units", f"{len(source.units):,}")
-    table.add_row("text", f"{source.nbytes / 1e6:,.1f} MB" if source.nbytes else "unknown")
-    table.add_row("columns", ", ".join(source.schema.names))
-    for name, value in as_record(settings).items():
-        table.add_row(name, str(value))
-    _console.print(table)
+    console.output.print(f"{verb} {source.name} -> {out} (dry run: nothing is written)", soft_wrap=True)
+    about = {
+        "units": f"{len(source.units):,}",
+        "text": f"{source.nbytes / 1e6:,.1f} MB" if source.nbytes else "unknown",
+        "columns": ", ".join(source.schema.names),
+    }
+    console.output.print(table(("", ""), (about | as_record(settings)).items()))
 
 
 def _show(manifest: Record, out: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(manifest))
+        console.print_json(manifest)
         return
-    _console.print(f"[bold]{manifest['verb']}[/bold] -> {out}", soft_wrap=True)
-    for table in tables_of(manifest):
-        _console.print(_drawn(table))
-
-
-def _drawn(table: TextTable) -> Table:
-    drawn = Table(show_header=any(table.head))
-    for place, column in enumerate(table.head):
-        drawn.add_column(column, justify="right" if place and column else "left")
-    for row in table.rows:
-        drawn.add_row(*row)
-    return drawn
+    console.output.print(f"[bold]{manifest['verb']}[/bold] -> {out}", soft_wrap=True)
+    for each in tables_of(manifest):
+        console.output.print(table(each.head, each.rows))

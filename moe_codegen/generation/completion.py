@@ -94,7 +94,7 @@ def complete(
     with RoutingRecorder(model) as recorder, torch.random.fork_rng(devices), torch.inference_mode():
         torch.manual_seed(seed)
         watcher = _Watcher(
-            IncrementalDecoder(tokenizer, prompt_ids), recorder, _end_ids(model, tokenizer, suffix), stop, on_token
+            IncrementalDecoder(tokenizer, prompt_ids), recorder, end_ids(model, tokenizer, suffix), stop, on_token
         )
         output = model.generate(
             torch.tensor([prompt_ids], device=model.device),
@@ -228,7 +228,7 @@ def _room(model: PreTrainedModel, prompt_ids: list[int]) -> int:
     return positions - len(prompt_ids)
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, suffix: str | None) -> set[int]:
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, suffix: str | None) -> set[int]:
     """The tokens that end a text: the checkpoint's and the tokenizer's, and in a gap any sentinel."""
     configured = model.generation_config.eos_token_id
     ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_codegen.architectures import DenseCheckpoint
+from moe_codegen.architectures import DenseCheckpoint, is_known
 from moe_codegen.checkpoint import load_tokenizer, read_json, resolve_source
 from moe_codegen.errors import CheckpointError
 from moe_codegen.modeling import MoEForCausalLM
@@ -16,7 +16,7 @@ from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
 def load_model(
     path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a mixture, or of a dense checkpoint in any known layout.
+    """The model and tokenizer of a mixture, of a dense checkpoint in any known layout, or of any causal model.
 
     Args:
         path: a folder, or a hub id.
@@ -28,7 +28,12 @@ def load_model(
     """
     folder = resolve_source(path)
     model_type = str(read_json(folder / "config.json").get("model_type", ""))
-    model = _mixture(folder, dtype) if model_type.startswith(MODEL_TYPE_PREFIX) else _dense(folder, dtype)
+    if model_type.startswith(MODEL_TYPE_PREFIX):
+        model = MoEForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+    elif is_known(model_type):
+        model = _dense(folder, dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
     tokenizer = load_tokenizer(folder, model.config)
     if tokenizer is None:
         raise CheckpointError(
@@ -40,10 +45,6 @@ def load_model(
 def default_device() -> torch.device:
     """The accelerator where there is one, else the processor."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _mixture(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    return MoEForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
 
 
 def _dense(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:

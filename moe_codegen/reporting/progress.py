@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bars
 
 # progress(step, total_bytes, done_bytes) when a step begins; what it returns is called with each advance in bytes.
@@ -33,3 +41,18 @@ def bytes_bar(console: Console) -> Iterator[Progress]:
             return lambda nbytes: bars.advance(task, nbytes)
 
         yield begin
+
+
+@contextmanager
+def count_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each title that `show(title, done, total)` is called with; silent where `console` is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(title: str, done: int, total: int) -> None:
+            if title not in tasks:
+                tasks[title] = bars.add_task(title, total=total)
+            bars.update(tasks[title], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,299 @@
+"""`moe-codegen evaluate VERB`: completions, what becomes of them, and what that says of a model."""
+
+import dataclasses
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from transformers.utils import logging
+
+from moe_codegen.cli import console
+from moe_codegen.cli.flags import flags_of, keyword, settings_of
+from moe_codegen.errors import MoECodegenError, ResultError
+from moe_codegen.evaluation import (
+    Comparison,
+    ExecutionSettings,
+    LanguageScores,
+    MeasureSettings,
+    ModelSettings,
+    ProblemSettings,
+    RunReport,
+    SamplingSettings,
+    compare,
+    execute,
+    run,
+    score_folder,
+)
+from moe_codegen.evaluation.execution import Kind
+from moe_codegen.evaluation.run_folder import language_folders
+from moe_codegen.evaluation.sandbox import WARNING
+from moe_codegen.reporting import count_bar, table
+
+app = typer.Typer(
+    name="evaluate", help="Run what a model writes: MultiPL-E, pass@k, comparisons.", no_args_is_help=True
+)
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Dense or mixture: a folder or hub id.")]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder, or a started run.")]
+DirArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A run, or a folder with MultiPL-E's files.")]
+Ks = Annotated[list[int] | None, typer.Option("--k", help="pass@k for this k; may be given again.", min=1)]
+K = Annotated[int, typer.Option("--k", help="Compare pass@k for this k.", min=1)]
+Partial = Annotated[bool, typer.Option("--partial", help="Score what is there of an incomplete folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON instead of tables.")]
+
+
+def _command(verb: str, *settings_classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as `verb`; it is given one instance of each settings class, made of that verb's flags."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function).parameters.values())[len(settings_classes) :]
+
+        def command(**given: Any) -> None:
+            settings: list[Any] = [settings_of(some, given) for some in settings_classes]
+            function(*settings, **{parameter.name: given[parameter.name] for parameter in own})
+
+        flags = [flag for some in settings_classes for flag in flags_of(some)]
+        arguments = [keyword(parameter.name, parameter.annotation, parameter.default) for parameter in own]
+        command.__signature__ = inspect.Signature([*arguments, *flags])  # type: ignore[attr-defined]
+        app.command(verb, help=inspect.getdoc(function))(command)
+        return function
+
+    return register
+
+
+@_command("run", ProblemSettings, SamplingSettings, ModelSettings, ExecutionSettings)
+def run_command(
+    problems: ProblemSettings,
+    sampling: SamplingSettings,
+    model_settings: ModelSettings,
+    execution: ExecutionSettings,
+    model: ModelArgument,
+    out: OutArgument,
+    as_json: AsJson = False,
+) -> None:
+    """Complete the problems with a model, run its programs in a sandbox, and score them; again to go on."""
+    report = _run(model, out, problems, sampling, model_settings, execution)
+    scores = [score_folder(folder) for folder in report.folders]
+    if as_json:
+        console.print_json(_run_record(report) | {"scores": [_score_record(each) for each in scores]})
+        return
+    _print_scores(scores)
+    _print_kinds(report.counts)
+    _print_speed(report)
+
+
+@_command("generate", ProblemSettings, SamplingSettings, ModelSettings)
+def generate_command(
+    problems: ProblemSettings,
+    sampling: SamplingSettings,
+    model_settings: ModelSettings,
+    model: ModelArgument,
+    out: OutArgument,
+    as_json: AsJson = False,
+) -> None:
+    """Only write the completions, as MultiPL-E's files; needs no sandbox and no compiler."""
+    report = _run(model, out, problems, sampling, model_settings, None)
+    if as_json:
+        console.print_json(_run_record(report))
+        return
+    for folder in report.folders:
+        console.output.print(str(folder), soft_wrap=True)
+    _print_speed(report)
+
+
+@_command("execute", ExecutionSettings)
+def execute_command(execution: ExecutionSettings, folder: DirArgument, as_json: AsJson = False) -> None:
+    """Run the programs of a folder of completions, and write MultiPL-E's result files beside them; again to go on."""
+    _warn(execution)
+    with count_bar(console.messages) as progress:
+        counts = execute(folder, execution, progress)
+    if as_json:
+        console.print_json({str(each): _kinds_record(kinds) for each, kinds in counts.items()})
+        return
+    _print_kinds(counts)
+
+
+@_command("pass-at-k")
+def pass_at_k_command(folder: DirArgument, k: Ks = None, partial: Partial = False, as_json: AsJson = False) -> None:
+    """Print pass@k of a folder of results, with 95% intervals over problems; raw, and over problems that can pass."""
+    scores = [score_folder(each, k or (), partial=partial) for each in language_folders(folder)]
+    if as_json:
+        console.print_json({"scores": [_score_record(each) for each in scores]})
+        return
+    _print_scores(scores)
+
+
+@_command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(metavar="DIR_A", help="A run, or a folder with MultiPL-E's files.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR_B", help="The same of another model.")],
+    k: K = 1,
+    partial: Partial = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models on the same problems, in pairs: B - A, its interval, its p-value, and what could be seen."""
+    comparisons = compare_folders(first, second, k, partial=partial)
+    if as_json:
+        console.print_json({name: _comparison_record(each) for name, each in comparisons.items()})
+        return
+    rows = [
+        [
+            name,
+            each.problems,
+            f"{each.a:.1%}",
+            f"{each.b:.1%}",
+            f"{each.difference:+.1%}",
+            f"{each.low:+.1%} to {each.high:+.1%}",
+            f"{each.p_value:.3f} ({each.test})",
+            "-" if each.smallest_detectable is None else f"{each.smallest_detectable:.1%}",
+            len(each.wins),
+            len(each.losses),
+        ]
+        for name, each in comparisons.items()
+    ]
+    columns = ["", "problems", f"A pass@{k}", "B", "B - A", "95%", "p", "detectable", "B wins", "A wins"]
+    console.output.print(table(columns, rows))
+    console.messages.print(
+        "detectable: the smallest difference that so many problems would show at the 5% level 4 times in 5", style="dim"
+    )
+
+
+@_command("measure", MeasureSettings, ModelSettings)
+def measure_command(
+    settings: MeasureSettings,
+    model_settings: ModelSettings,
+    model: ModelArgument,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Held-out files: OUT/validation of `data split`, or repositories.")
+    ],
+    out: OutArgument,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on held-out files: loss by language, line completion, syntax, and a mixture's routing."""
+    try:
+        from moe_codegen.evaluation.measure import measure
+        from moe_codegen.evaluation.summary import estimates
+    except ModuleNotFoundError as missing:
+        raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate]'") from missing
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with count_bar(console.messages) as progress:
+        records = measure(model, data, out, settings, model_settings, on_progress=progress)
+    found = [each for record in records.values() for each in estimates(record)]
+    if as_json:
+        console.print_json({"estimates": [dataclasses.asdict(each) for each in found]})
+        return
+    rows = [(each.measure, each.language, each.text, each.files, each.repositories) for each in found]
+    console.output.print(table(("", "language", "mean, 95% interval", "files", "repositories"), rows))
+
+
+def compare_folders(first: Path, second: Path, k: int, *, partial: bool) -> dict[str, Comparison]:
+    """'dataset language' -> comparison, for what both have. Raises `ResultError` where one lacks what the other has."""
+    a, b = (
+        {f"{each.dataset} {each.language}": each for each in (score_folder(f, [k], partial=partial) for f in folders)}
+        for folders in (language_folders(first), language_folders(second))
+    )
+    if a.keys() != b.keys():
+        raise ResultError(f"{first} has {', '.join(a)} and {second} has {', '.join(b)}; compare folder by folder")
+    return {name: compare(a[name].tallies, b[name].tallies, k) for name in a}
+
+
+def _run(
+    model: str,
+    out: Path,
+    problems: ProblemSettings,
+    sampling: SamplingSettings,
+    model_settings: ModelSettings,
+    execution: ExecutionSettings | None,
+) -> RunReport:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if execution is not None:
+        _warn(execution)
+    with count_bar(console.messages) as progress:
+        return run(
+            model,
+            out,
+            problems,
+            sampling,
+            model_settings,
+            execution,
+            execute=execution is not None,
+            on_progress=progress,
+        )
+
+
+def _warn(execution: ExecutionSettings) -> None:
+    if execution.sandbox == "none":
+        console.messages.print(f"[bold red]warning:[/bold red] {WARNING}", soft_wrap=True)
+
+
+def _print_scores(scores: Sequence[LanguageScores]) -> None:
+    rows = []
+    for each in scores:
+        passable = {score.k: score for score in each.passable}
+        for score in each.raw:
+            over = passable.get(score.k)
+            rows.append(
+                [
+                    each.dataset,
+                    each.language,
+                    len(each.tallies),
+                    each.samples,
+                    score.k,
+                    f"{score.value:.1%}",
+                    f"{score.low:.1%} to {score.high:.1%}",
+                    f"{over.value:.1%} of {len(each.tallies) - len(each.unpassable)}" if over else "-",
+                ]
+            )
+    columns = ["dataset", "language", "problems", "samples", "k", "pass@k", "95%", "over passable problems"]
+    console.output.print(table(columns, rows))
+
+
+def _print_kinds(counts: dict[Path, Counter[Kind]]) -> None:
+    kinds = [kind for kind in Kind if any(counter[kind] for counter in counts.values())]
+    rows = [[folder.name, *(counter[kind] for kind in kinds)] for folder, counter in counts.items()]
+    console.output.print(table(["folder", *kinds], rows))
+
+
+def _print_speed(report: RunReport) -> None:
+    generation = report.record.generation
+    if generation:
+        line = f"{generation['tokens']:,} tokens, {generation['tokens_per_second']:.1f} tokens/s"
+        console.messages.print(line, style="dim")
+
+
+def _run_record(report: RunReport) -> dict[str, Any]:
+    return {
+        "folders": [str(folder) for folder in report.folders],
+        "run": dataclasses.asdict(report.record),
+        "outcomes": {str(folder): _kinds_record(counts) for folder, counts in report.counts.items()},
+    }
+
+
+def _kinds_record(counts: Counter[Kind]) -> dict[str, int]:
+    return {str(kind): counts[kind] for kind in Kind}
+
+
+def _score_record(scores: LanguageScores) -> dict[str, Any]:
+    def shares(some: Iterable[Any]) -> dict[str, Any]:
+        return {f"pass@{each.k}": {"value": each.value, "low": each.low, "high": each.high} for each in some}
+
+    return {
+        "folder": str(scores.folder),
+        "dataset": scores.dataset,
+        "language": scores.language,
+        "problems": len(scores.tallies),
+        "samples": scores.samples,
+        "raw": shares(scores.raw),
+        "passable": shares(scores.passable),
+        "unpassable": dict(scores.unpassable),
+    }
+
+
+def _comparison_record(comparison: Comparison) -> dict[str, Any]:
+    computed = {name: getattr(comparison, name) for name in ("difference", "wins", "losses")}
+    return dataclasses.asdict(comparison) | computed
