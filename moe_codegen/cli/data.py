@@ -66,10 +66,20 @@ for _verb, _step in {"inspect": _INSPECT, **STEPS}.items():
 
 
 @app.command("report")
-def report_command(source: SourceArgument, out: OutArgument, pictures: bool = True) -> None:
+def report_command(
+    source: SourceArgument,
+    out: OutArgument,
+    pictures: Annotated[bool, typer.Option(help="Draw histograms, drops, clusters and samples.")] = True,
+    num_proc: NumProc = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
     """Write report.json, report.md and pictures: what was kept and dropped, why, and how large the samples are."""
-    report(source, out, pictures=pictures)
-    console.output.print(f"report written to {out / 'report.md'}")
+    record = report(source, out, pictures=pictures, num_proc=num_proc, quiet=quiet)
+    if as_json:
+        console.print_json(record)
+    else:
+        console.output.print(f"report written to {out / 'report.md'}", soft_wrap=True)
 
 
 @app.command("prepare")
@@ -79,6 +89,7 @@ def prepare_command(
     num_proc: NumProc = 1,
     dry_run: DryRun = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run every verb that a TOML file names, each into a folder of its own under OUT."""
     read = read_plan(plan)
@@ -88,7 +99,11 @@ def prepare_command(
         for verb, settings in read.steps.items():
             _show_plan(verb, source, out, settings)
         return
-    for folder, manifest in prepare(read, out, num_proc=num_proc, quiet=quiet).items():
+    manifests = prepare(read, out, num_proc=num_proc, quiet=quiet)
+    if as_json:
+        console.print_json(manifests)
+        return
+    for folder, manifest in manifests.items():
         _show(manifest, out / folder, as_json=False)
 
 

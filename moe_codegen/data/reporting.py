@@ -10,38 +10,41 @@ from moe_codegen.data.sources import open_source
 from moe_codegen.data.stage import Record, read_manifest
 from moe_codegen.data.tables import tables_of
 from moe_codegen.data.tally import Tally
-from moe_codegen.errors import OutputError, SourceError
+from moe_codegen.errors import OutputError
 
 
-def report(source: str | Path, out: str | Path, *, pictures: bool = True) -> Record:
+def report(
+    source: str | Path, out: str | Path, *, pictures: bool = True, num_proc: int = 1, quiet: bool = True
+) -> Record:
     """Write `report.json`, `report.md` and pictures about a folder of ours to `out`; returns what the JSON holds.
 
     `source` is any verb's output (its whole history is told), a folder of such outputs as `prepare` makes it, or other
     data, which is inspected first. Raises `OutputError` where `out` holds something that is no report.
     """
-    source, out = Path(source), Path(out)
+    out, name = Path(out), Path(source).name
     if out.exists() and any(not path.name.startswith("report") for path in out.iterdir()):
         raise OutputError(f"{out} holds other files than a report; give an empty or new folder")
-    stages = list(_stages(source))
+    stages = list(_stages(str(source), num_proc, quiet))
     out.mkdir(parents=True, exist_ok=True)
-    record: Record = {"source": source.name, "stages": stages}
+    record: Record = {"source": name, "stages": stages}
     names: list[str] = []
     if pictures:
         from moe_codegen.data.figures import draw
 
         names = draw(stages, out)
     (out / "report.json").write_text(json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False))
-    (out / "report.md").write_text("\n".join(_markdown(source.name, stages, names)))
+    (out / "report.md").write_text("\n".join(_markdown(name, stages, names)))
     return record
 
 
-def _stages(source: Path) -> Iterator[Record]:
+def _stages(source: str, num_proc: int, quiet: bool) -> Iterator[Record]:
     """The manifests in order, without what only a resumed run needs."""
+    inside = sorted(path for path in Path(source).iterdir() if path.is_dir()) if Path(source).is_dir() else []
     manifest = read_manifest(source)
-    manifests = [manifest] if manifest else [m for m in map(read_manifest, sorted(_folders(source))) if m]
+    manifests = [manifest] if manifest else [m for m in map(read_manifest, inside) if m]
     if not manifests:
         with tempfile.TemporaryDirectory() as folder:
-            manifests = [inspect(open_source(source), folder)]
+            manifests = [inspect(open_source(source), folder, num_proc=num_proc, quiet=quiet)]
     told: set[str] = set()
     for one in manifests:
         for stage in [*one["history"], one]:
@@ -49,12 +52,6 @@ def _stages(source: Path) -> Iterator[Record]:
             if (text := json.dumps(short, sort_keys=True)) not in told:
                 told.add(text)
                 yield short
-
-
-def _folders(source: Path) -> list[Path]:
-    if not source.is_dir():
-        raise SourceError(f"{source} is no folder")
-    return [path for path in source.iterdir() if path.is_dir()]
 
 
 def _markdown(name: str, stages: list[Record], pictures: list[str]) -> Iterator[str]:

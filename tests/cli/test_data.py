@@ -79,8 +79,11 @@ def test_prepare_and_report(tmp_path):
     assert CliRunner().invoke(app, [*arguments, "--dry-run"]).exit_code == 0
     assert not (tmp_path / "out").exists()
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    result = CliRunner().invoke(app, ["report", str(tmp_path / "out"), str(tmp_path / "report"), "--no-pictures"])
-    assert result.exit_code == 0, result.output
+    again = CliRunner().invoke(app, [*arguments, "--json"])
+    assert [each["rows"] for each in json.loads(again.output).values()] == [20, 20]
+    told = ["report", str(tmp_path / "out"), str(tmp_path / "report"), "--no-pictures", "--json"]
+    result = CliRunner().invoke(app, told)
+    assert [stage["verb"] for stage in json.loads(result.output)["stages"]] == ["clean", "dedup"]
     assert (tmp_path / "report" / "report.md").exists()
 
 
