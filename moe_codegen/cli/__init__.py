@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, evaluate, extract, generate, inspect, tune, upcycle, verify
+from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise, tune, upcycle, verify
 from moe_codegen.cli.console import show_warning
 from moe_codegen.errors import MoECodegenError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 for verb in (
     upcycle.upcycle,
     extract.extract,
+    quantise.quantise,
     verify.verify,
     inspect.inspect,
     generate.generate,

@@ -1,6 +1,7 @@
 """`moe-codegen train dense | expert | mix RUN.toml OUT`: flags override the run file."""
 
 import inspect
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ def _add(verb: str, settings_class: type[TrainSettings]) -> None:
         settings = read_run(settings_class, given["run"], values_of(settings_class, given))
         transformers.logging.set_verbosity_error()
         summary = train(settings, given["out"], callbacks=[TrainingBar(console.messages)], warn=_warn)
+        if int(os.environ.get("RANK", "0")) > 0:
+            return  # of the processes that torchrun started the first speaks
         if given["json_"]:
             console.print_json(summary)
         else:

@@ -12,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from moe_codegen.errors import OutputError, ResumeError
 from moe_codegen.settings import as_record
 from moe_codegen.training.runfile import write_run
-from moe_codegen.training.settings import TrainSettings
+from moe_codegen.training.settings import FREE_TO_CHANGE, TrainSettings
 
 STAGED = ".partial"
 
@@ -77,7 +77,11 @@ class RunFolder:
         mine = self._record()
         differing = [name for name in mine if started[name] != mine[name]] if started["verb"] == self.verb else ["verb"]
         if differing == ["settings"]:
-            differing = [name for name, value in mine["settings"].items() if started["settings"].get(name) != value]
+            differing = [
+                name
+                for name, value in mine["settings"].items()
+                if started["settings"].get(name) != value and name not in FREE_TO_CHANGE
+            ]
         if differing:
             raise ResumeError(
                 f"{self.path} holds a run that differs in {', '.join(differing)}; repeat the command it was started "

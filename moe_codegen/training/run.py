@@ -1,12 +1,13 @@
 """`train`: from settings to a folder that holds the model and how it came to be."""
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import AutoConfig, TrainerCallback
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.metrics import load_summary
@@ -17,6 +18,7 @@ from moe_codegen.training.figures import draw
 from moe_codegen.training.folder import RunFolder, read_summary
 from moe_codegen.training.history import History, late_load, read_history
 from moe_codegen.training.models import load_for_training, merged
+from moe_codegen.training.parallel import Layout, whole_weights
 from moe_codegen.training.progress import RoutingWatch
 from moe_codegen.training.settings import DenseSettings, ExpertSettings, MixSettings, TrainSettings
 from moe_codegen.training.trainer import MoETrainer
@@ -59,6 +61,7 @@ def train(
     folder = RunFolder(out, verb, settings)
     if (summary := folder.summary) is not None:
         return summary
+    layout = layout_of(settings)
     model, tokenizer = load_for_training(settings)
     data = PackedSequences(settings.train, tokenizer)
     check_fit(settings, data, model.config)
@@ -76,6 +79,7 @@ def train(
         tokenizer,
         router_learning_rate=getattr(settings, "router_learning_rate", None),
         keep_checkpoints=settings.keep_checkpoints,
+        layout=layout,
         callbacks=[*callbacks, RoutingWatch(warn)],
     )
     last = folder.last_checkpoint
@@ -88,11 +92,12 @@ def train(
         "steps": steps,
         "tokens": tokens,
         "passes": steps * settings.batch_size / len(data),
-        "languages": list(data.languages),
+        "tokens_by_language": data.tokens_by_language,
         "training_flops_per_token": flops,
         "training_flops": flops * tokens,
         "validation": {name: asdict(interval) for name, interval in trainer.validate().items()},
     }
+    weights = whole_weights(trainer.model) if layout.is_sharded else None
     if trainer.is_world_process_zero():
         lines = read_history(folder.history)
         made["seconds"] = sum(line.get("seconds", 0) for line in lines)
@@ -100,12 +105,22 @@ def train(
         if load is not None:
             made["routing"] = load_summary(load)
         made["figures"] = draw(lines, folder.path / "figures")
-        folder.finish(lambda path: _save(merged(trainer.model), tokenizer, path), made)
+        folder.finish(lambda path: _save(merged(trainer.model), tokenizer, path, weights), made)
     return folder.summary or made
+
+
+def layout_of(settings: TrainSettings) -> Layout:
+    """How the processes that torchrun started share the model; ConfigError where they cannot."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    layout = Layout(processes, processes if settings.fsdp_size == -1 else settings.fsdp_size, settings.ep_size)
+    if layout != Layout():
+        layout.check(AutoConfig.from_pretrained(settings.model or getattr(settings, "config", "")))
+    return layout
 
 
 def check_fit(settings: TrainSettings, data: PackedSequences, config: Any) -> None:
     """Raise ConfigError unless the data fits the model and fills a batch."""
+    held = list(data.tokens_by_language)
     positions = getattr(config, "max_position_embeddings", data.sequence_length)
     if data.sequence_length > positions:
         raise ConfigError(
@@ -117,15 +132,15 @@ def check_fit(settings: TrainSettings, data: PackedSequences, config: Any) -> No
             f"{len(data)} sequences of {data.sequence_length} tokens do not fill one batch of "
             f"batch_size={settings.batch_size}; lower it, or pack more data"
         )
-    if getattr(config, "language_routing", "none") != "none" and max(config.language_ids(data.languages)) < 0:
+    if getattr(config, "language_routing", "none") != "none" and max(config.language_ids(held)) < 0:
         raise ConfigError(
             f"the router is told languages by the names of the experts, {', '.join(config.expert_names)}, and the data "
-            f"holds {', '.join(data.languages)}; name the experts as the data names its languages"
+            f"holds {', '.join(held)}; name the experts as the data names its languages"
         )
-    if isinstance(settings, ExpertSettings) and len(data.languages) > 1:
+    if isinstance(settings, ExpertSettings) and len(held) > 1:
         raise ConfigError(
-            f"an expert learns one language and the data holds {', '.join(data.languages)}; give the folder of one, "
-            "or train on all with `moe-codegen train dense`"
+            f"an expert learns one language and the data holds {', '.join(held)}; give the folder of one, packed with "
+            f"`--weights {held[0]}=1`, or train on all with `moe-codegen train dense`"
         )
 
 
@@ -147,6 +162,6 @@ def _spent(runs: Sequence[str]) -> float:
     return sum(summary["training_flops"] for summary in summaries.values() if summary)
 
 
-def _save(model: Any, tokenizer: Any, path: Path) -> None:
-    model.save_pretrained(path)
+def _save(model: Any, tokenizer: Any, path: Path, weights: dict[str, Any] | None) -> None:
+    model.save_pretrained(path, state_dict=weights)
     tokenizer.save_pretrained(path)

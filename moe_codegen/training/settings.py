@@ -7,6 +7,9 @@ from typing import Any, Literal
 from moe_codegen.errors import ConfigError
 from moe_codegen.settings import setting
 
+# What may change when a run goes on: the result does not depend on who holds what.
+FREE_TO_CHANGE = ("fsdp_size", "ep_size")
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -21,7 +24,10 @@ class TrainSettings:
     micro_batch_size: int = setting(8, "sequences a process takes at once; divides batch_size / processes")
     learning_rate: float = setting(3e-4, "at the peak")
     warmup: float = setting(0.02, "share of the steps in which the learning rate rises (again) from zero")
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "from the peak on: to zero, or constant")
+    schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = setting(
+        "cosine", "from the peak on: to zero; constant; or constant, then linearly to zero"
+    )
+    decay: float = setting(0.2, "share of the steps in which warmup_stable_decay falls to zero, at the end")
     weight_decay: float = setting(0.1, "AdamW's, on matrices")
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0 leaves them")
     precision: Literal["float32", "bf16", "fp16"] = setting("float32", "of the computation; weights stay float32")
@@ -30,6 +36,8 @@ class TrainSettings:
     evaluate_every: int | None = setting(None, "steps between two validations; otherwise only the end is measured")
     checkpoint_every: int | None = setting(None, "steps between two checkpoints; otherwise ten in all")
     keep_checkpoints: int = setting(2, "how many checkpoints stay")
+    fsdp_size: int = setting(1, "processes that share one copy of the model (FSDP2); 1 is DDP, -1 all of them")
+    ep_size: int = setting(1, "processes that share the experts of each layer (expert parallelism)")
     seed: int = setting(0, "of the order of the data, dropout and new weights")
     trainer: Mapping[str, Any] = setting({}, "any other field of transformers' TrainingArguments")
 
@@ -47,11 +55,27 @@ class TrainSettings:
             raise ConfigError(f"learning_rate={self.learning_rate} should be positive, such as 3e-4")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup={self.warmup} is a share of the steps and should lie between 0 and 1")
+        if not 0 < self.decay <= 1 - self.warmup:
+            raise ConfigError(f"decay={self.decay} is a share of the steps: above 0, and with warmup at most 1")
+        self._check_sharing()
         if self.trainer.get("label_smoothing_factor"):
             raise ConfigError(
                 "label_smoothing_factor makes Trainer compute the loss itself, from the logits: the router losses "
                 "would be left out without a word. Leave it out"
             )
+
+    def _check_sharing(self) -> None:
+        for name in ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"):
+            if self.trainer.get(name):
+                raise ConfigError(f"trainer.{name}: processes share a model as fsdp_size and ep_size say; set those")
+        if self.fsdp_size == self.ep_size == 1:
+            return
+        for name, value in (("precision", "fp16"), ("parts", "lora")):
+            if getattr(self, name, None) == value:
+                raise ConfigError(
+                    f"{name}={value!r} works only where every process holds the whole model: set fsdp_size=1 and "
+                    f"ep_size=1, or another {name}"
+                )
 
 
 @dataclass(frozen=True)

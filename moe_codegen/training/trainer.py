@@ -13,7 +13,6 @@ from torch import nn
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -27,6 +26,7 @@ from moe_codegen.moe import RoutingRecorder, TopKRouter
 from moe_codegen.training.data import PackedSequences, batch_of
 from moe_codegen.training.history import History, load_record
 from moe_codegen.training.meter import Meter, load_figures
+from moe_codegen.training.parallel import ShardedTrainer
 
 STAGED = ".partial"  # where a checkpoint is written until it is whole
 
@@ -59,12 +59,12 @@ class LogTheEnd(TrainerCallback):
         control.should_log |= state.global_step >= state.max_steps
 
 
-class MoETrainer(Trainer):
+class MoETrainer(ShardedTrainer):
     """Trains a dense model or a mixture on `PackedSequences`.
 
-    To Trainer it adds: a learning rate of the router's own; the router losses, the experts' load and the first bad
-    step, measured without waiting for the device; validation loss by language on whole documents; checkpoints that
-    are written aside and renamed, so that the last one is always good.
+    To `ShardedTrainer` it adds: a learning rate of the router's own; the router losses, the experts' load and the
+    first bad step, measured without waiting for the device; validation loss by language on whole documents;
+    checkpoints that are written aside and renamed, so that the last one is always good.
 
     Attributes:
         history: set in the main process, it gets every line.

@@ -61,6 +61,15 @@ def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
 
 
+def test_the_learning_rate_stays_at_the_peak_and_then_falls_to_zero(corpus, tmp_path):
+    schedule = dict(schedule="warmup_stable_decay", warmup=0.2, decay=0.4)
+    train(from_scratch(corpus, tokens=10 * STEP, log_every=1, validation="", **schedule), tmp_path / "out")
+    lines = read_history(tmp_path / "out" / "history.jsonl")
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    # The rate that a step was made with: two steps up, to the fourth from the end at the peak, four down.
+    assert [rate / max(rates) for rate in rates] == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
 def test_a_finished_run_is_not_done_again(corpus, base):
     before = (Path(base) / "model.safetensors").stat().st_mtime_ns
     summary = train(from_scratch(corpus, tokens=10 * STEP), base)
