@@ -49,7 +49,7 @@ def wrong_py(body):
 HOSTILE = {
     "fork bomb": (py("import os\nwhile True: os.fork()\n"), {Kind.EXCEPTION}),
     "threads": (
-        py("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=[99]).start()\n"),
+        py("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=[99], daemon=True).start()\n"),
         {Kind.EXCEPTION},
     ),
     "memory hog": (py("hog = []\nwhile True: hog.append(bytearray(10**7))\n"), {Kind.OUT_OF_MEMORY}),
