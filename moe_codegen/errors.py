@@ -63,3 +63,7 @@ class SandboxError(MoECodegenError):
 
 class InfrastructureError(MoECodegenError):
     """A program could not be judged: what failed is around it, not in it."""
+
+
+class NonFiniteError(MoECodegenError, ArithmeticError):
+    """Training whose loss or weights are no longer finite; the message names the step and the last good checkpoint."""

@@ -32,7 +32,7 @@ def settings_from(settings_class: type[S], values: Mapping[str, Any], where: str
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in names:
-            raise ConfigError(f"unknown key `{key}` in {where}{_nearest(name, names)}")
+            raise ConfigError(f"unknown key `{key}` in {where}{nearest(name, names)}")
         checked[name] = _of_type(hints[name], value, f"`{key}` in {where}")
     return settings_class(**checked)
 
@@ -51,17 +51,18 @@ def as_record(settings: Any) -> dict[str, Any]:
     return record
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the one it may have meant, or all there are."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; the keys are {', '.join(names)}"
+
+
 def _as_json(value: Any, path_type: type[PurePath] | None) -> Any:
     if isinstance(value, Mapping):
         return {key: _as_json(one, path_type) for key, one in value.items()}
     if isinstance(value, tuple):
         return [_as_json(one, path_type) for one in value]
     return path_type(value).name if path_type and value is not None else value
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; the keys are {', '.join(names)}"
 
 
 def _of_type(hint: Any, value: Any, what: str) -> Any:

@@ -5,6 +5,9 @@ from moe_codegen_kernels.expert_ffn import expert_ffn as expert_ffn
 from moe_codegen_kernels.grouped import combine as combine
 from moe_codegen_kernels.grouped import grouped_gemm as grouped_gemm
 from moe_codegen_kernels.grouped import grouped_gemm_ragged_k as grouped_gemm_ragged_k
+from moe_codegen_kernels.quantised import quantised_expert_ffn as quantised_expert_ffn
+from moe_codegen_kernels.quantised_weights import dequantise as dequantise
+from moe_codegen_kernels.quantised_weights import quantise_weight as quantise_weight
 from moe_codegen_kernels.routing import RoutingPlan as RoutingPlan
 from moe_codegen_kernels.routing import route as route
 from moe_codegen_kernels.routing import routing_plan as routing_plan

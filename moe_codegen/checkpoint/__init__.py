@@ -7,6 +7,8 @@ from moe_codegen.checkpoint.source import resolve_source as resolve_source
 from moe_codegen.checkpoint.staging import StagedFolder as StagedFolder
 from moe_codegen.checkpoint.staging import free_bytes as free_bytes
 from moe_codegen.checkpoint.staging import resolve_target as resolve_target
+from moe_codegen.checkpoint.tokenizer import encode_text as encode_text
+from moe_codegen.checkpoint.tokenizer import encode_with_offsets as encode_with_offsets
 from moe_codegen.checkpoint.tokenizer import load_tokenizer as load_tokenizer
 from moe_codegen.checkpoint.writer import Shard as Shard
 from moe_codegen.checkpoint.writer import TensorToWrite as TensorToWrite

@@ -1,12 +1,13 @@
 """The command line: one file per verb, each a typed function whose arguments are its flags."""
 
+import importlib
 import sys
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, evaluate, extract, generate, inspect, tune, upcycle, verify
+from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise, tune, upcycle, verify
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 for verb in (
     upcycle.upcycle,
     extract.extract,
+    quantise.quantise,
     verify.verify,
     inspect.inspect,
     generate.generate,
@@ -31,18 +33,25 @@ for verb in (
 
 app.add_typer(evaluate.app, name="evaluate")
 
-try:
-    from moe_codegen.cli.data import app as data_app
-except ModuleNotFoundError as missing:
-    needed = missing.name
 
-    @app.command("data", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-    def data() -> None:
-        """Code data: from a dataset or repositories to training batches (needs the extra `data`)."""
-        raise MoECodegenError(f"{needed} is missing, which the data verbs need: pip install 'moe-codegen[data]'")
+def _add_verbs(name: str, extra: str, summary: str) -> None:
+    """The verbs of `cli/NAME.py`; where what they need is not installed, a command that says what to install."""
+    try:
+        app.add_typer(importlib.import_module(f"moe_codegen.cli.{name}").app, name=name)
+    except ModuleNotFoundError as missing:
+        message = f"{missing.name} is missing, which the {name} verbs need: pip install 'moe-codegen[{extra}]'"
 
-else:
-    app.add_typer(data_app, name="data")
+        @app.command(
+            name,
+            help=f"{summary} (needs the extra `{extra}`).",
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        )
+        def refuse() -> None:
+            raise MoECodegenError(message)
+
+
+_add_verbs("data", "data", "Code data: from a dataset or repositories to training batches")
+_add_verbs("train", "train", "Train experts, the mixture of them, and their dense rival")
 
 
 def main() -> None:

@@ -12,11 +12,12 @@ from transformers.utils import logging
 
 from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
-from moe_codegen.errors import ResultError
+from moe_codegen.errors import MoECodegenError, ResultError
 from moe_codegen.evaluation import (
     Comparison,
     ExecutionSettings,
     LanguageScores,
+    MeasureSettings,
     ModelSettings,
     ProblemSettings,
     RunReport,
@@ -158,6 +159,35 @@ def compare_command(
     console.messages.print(
         "detectable: the smallest difference that so many problems would show at the 5% level 4 times in 5", style="dim"
     )
+
+
+@_command("measure", MeasureSettings, ModelSettings)
+def measure_command(
+    settings: MeasureSettings,
+    model_settings: ModelSettings,
+    model: ModelArgument,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Held-out files: OUT/validation of `data split`, or repositories.")
+    ],
+    out: OutArgument,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on held-out files: loss by language, line completion, syntax, and a mixture's routing."""
+    try:
+        from moe_codegen.evaluation.measure import measure
+        from moe_codegen.evaluation.summary import estimates
+    except ModuleNotFoundError as missing:
+        raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate]'") from missing
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with count_bar(console.messages) as progress:
+        records = measure(model, data, out, settings, model_settings, on_progress=progress)
+    found = [each for record in records.values() for each in estimates(record)]
+    if as_json:
+        console.print_json({"estimates": [dataclasses.asdict(each) for each in found]})
+        return
+    rows = [(each.measure, each.language, each.text, each.files, each.repositories) for each in found]
+    console.output.print(table(("", "language", "mean, 95% interval", "files", "repositories"), rows))
 
 
 def compare_folders(first: Path, second: Path, k: int, *, partial: bool) -> dict[str, Comparison]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -49,15 +50,24 @@ def values_of(settings_class: type, given: Mapping[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(settings_class)
     values = {}
     for field in dataclasses.fields(settings_class):
-        value = given[field.name]
+        value, hint = given[field.name], hints[field.name]
         if value is not None:
-            is_mapping = typing.get_origin(hints[field.name]) is Mapping
-            values[field.name] = dict(_pair(field.name, text) for text in value) if is_mapping else value
+            if typing.get_origin(hint) is Mapping:
+                value = dict(_pair(field.name, text, typing.get_args(hint)[1]) for text in value)
+            values[field.name] = value
     return values
 
 
-def _pair(name: str, text: str) -> tuple[str, str]:
+def _pair(name: str, text: str, kind: Any) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise ConfigError(f"--{name.replace('_', '-')} {text} should be NAME=VALUE")
-    return key, value
+    return key, _literal(value) if kind is Any else value
+
+
+def _literal(text: str) -> Any:
+    """A number, true or false as such; anything else is text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

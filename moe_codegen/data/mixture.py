@@ -30,7 +30,7 @@ def passes(tokens: Mapping[str, int], shares: Mapping[str, float], total: int | 
 
     Without `total`, as many tokens as there are without any document taken twice.
     """
-    budget = total if total is not None else min(tokens[name] / share for name, share in shares.items())
+    budget = total if total is not None else min((tokens[name] / share for name, share in shares.items()), default=0)
     return {name: budget * share / tokens[name] for name, share in shares.items()}
 
 

@@ -24,7 +24,7 @@ from moe_codegen.data.progress import advance
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import Tally, UnitOutput
-from moe_codegen.data.tokenization import Encoder, load_encoder
+from moe_codegen.data.tokenization import Encoder, load_encoder, vocabulary_hash
 from moe_codegen.errors import ConfigError
 from moe_codegen.settings import setting
 
@@ -78,7 +78,8 @@ def _pack(stage: Stage) -> tuple[Record, list[Record]]:
     tally = Tally()
     for record in records:
         tally.merge(record["tally"])
-    return {"tally": tally.record(), **summary}, written
+    vocabulary = vocabulary_hash(load_encoder(settings.tokenizer).vocabulary)
+    return {"tally": tally.record(), "vocabulary": vocabulary, **summary}, written
 
 
 def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings) -> Record:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from moe_codegen.data.batch import split_sound
 from moe_codegen.data.sources import Source
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
@@ -166,6 +168,11 @@ def load_encoder(folder: str | Path) -> Encoder:
     if end is None:
         raise TokenizerError(f"the tokenizer in {folder} names no end-of-text token (eos_token)")
     return Encoder(tokenizer, vocabulary, end, vocabulary.get(_spelled(config.get("pad_token")) or "", end))
+
+
+def vocabulary_hash(vocabulary: dict[str, int]) -> str:
+    """The same for two tokenizers if they number the same tokens alike, however they are stored."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(sorted(vocabulary.items())).encode())
 
 
 def _spelled(token: Any) -> str | None:

@@ -9,6 +9,7 @@ from moe_codegen.evaluation.scores import LanguageScores as LanguageScores
 from moe_codegen.evaluation.scores import pass_at_k as pass_at_k
 from moe_codegen.evaluation.scores import score_folder as score_folder
 from moe_codegen.evaluation.settings import ExecutionSettings as ExecutionSettings
+from moe_codegen.evaluation.settings import MeasureSettings as MeasureSettings
 from moe_codegen.evaluation.settings import ModelSettings as ModelSettings
 from moe_codegen.evaluation.settings import ProblemSettings as ProblemSettings
 from moe_codegen.evaluation.settings import SamplingSettings as SamplingSettings

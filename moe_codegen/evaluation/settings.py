@@ -77,3 +77,29 @@ class ExecutionSettings:
     def num_workers(self) -> int:
         """Programs at a time."""
         return self.workers or os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """Which held-out files, and how much of each."""
+
+    languages: tuple[str, ...] = setting(
+        ("python", "java", "javascript", "cpp"), "languages to measure; may be given again"
+    )
+    documents: int = setting(200, "files of each language at most")
+    per_repository: int = setting(10, "files of one repository at most")
+    characters: int = setting(8000, "of each file its first lines of so many characters")
+    window: int | None = setting(None, "tokens the model sees at once; otherwise its positions, up to 2048")
+    batch_tokens: int = setting(4096, "tokens that go through the model together")
+    places: int = setting(1, "lines of each file to complete")
+    context: int = setting(512, "tokens of prompt for a line at most")
+    max_new_tokens: int = setting(48, "tokens at which a line is given up")
+    seed: int = setting(0, "of the choice of files and lines")
+
+    def __post_init__(self) -> None:
+        least = {"documents": 1, "per_repository": 1, "characters": 1, "batch_tokens": 1, "context": 8}
+        for name, bound in {**least, "max_new_tokens": 1, "places": 0}.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {bound}")
+        if not self.languages:
+            raise ConfigError("no language to measure; name at least one")

@@ -1,16 +1,12 @@
 """From a user's text to token ids: nothing in it becomes a control token, and only we write sentinels."""
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from moe_codegen.checkpoint import encode_text
 from moe_codegen.errors import ConfigError
 from moe_codegen.sentinels import find_spelling
-
-NEVER_WRITTEN = "\U0010fffe"  # a code point that Unicode promises never to assign
 
 
 @dataclass(frozen=True)
@@ -43,15 +39,19 @@ def find_sentinels(tokenizer: PreTrainedTokenizerBase) -> Sentinels | None:
     return Sentinels(vocabulary[found.prefix], vocabulary[found.suffix], vocabulary[found.middle], end)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str | None = None) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str | None = None, max_tokens: int | None = None
+) -> list[int]:
     """The ids of `prompt`; with `suffix`, those that ask for what stands between the two, prefix first (PSM).
 
-    Text that looks like a control token stays text. A tokenizer that begins its texts with a token does so here.
+    Text that looks like a control token stays text. A tokenizer that begins its texts with a token does so here. Where
+    it would be more than `max_tokens`, what is kept lies nearest to the answer: the end of `prompt`, and in equal
+    parts the start of `suffix`.
 
     Raises:
         ConfigError: nothing to start from, or a suffix for a tokenizer without sentinels.
     """
-    start = _start_of_text(tokenizer)
+    start, before = _start_of_text(tokenizer), encode_text(tokenizer, prompt)
     if suffix is not None:
         sentinels = find_sentinels(tokenizer)
         if sentinels is None:
@@ -59,9 +59,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str |
                 "this tokenizer has no fill-in-the-middle tokens such as <fim_prefix>, so the model was not trained "
                 "to fill a gap; give a prompt without a suffix"
             )
-        before, after = encode_text(tokenizer, prompt), encode_text(tokenizer, suffix)
+        after = encode_text(tokenizer, suffix)
+        if max_tokens is not None:
+            room = max_tokens - len(start) - 3
+            kept_after = min(len(after), max(room // 2, room - len(before)))
+            before, after = _last(before, room - kept_after), after[:kept_after]
         return [*start, sentinels.prefix, *before, sentinels.suffix, *after, sentinels.middle]
-    ids = [*start, *encode_text(tokenizer, prompt)]
+    if max_tokens is not None:
+        before = _last(before, max_tokens - len(start))
+    ids = [*start, *before]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     if not ids:
@@ -69,35 +75,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, suffix: str |
     return ids
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of `text` as nothing but text."""
-    if not any(token in text for token in _control_tokens(tokenizer)):
-        return tokenizer(text, add_special_tokens=False).input_ids
-    return _without_control_tokens(tokenizer).encode(text, add_special_tokens=False).ids
-
-
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    # Some tokenizers add runs of blanks as tokens; those are text.
-    return [token for token in tokenizer.get_added_vocab() if token.strip()]
-
-
-def _without_control_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the tokenizer to which a control token's spelling means nothing.
-
-    transformers' `split_special_tokens` is not enough: Qwen's sentinels, for one, are not marked as special.
-    """
-    original: Tokenizer = tokenizer.backend_tokenizer
-    own_vocabulary = original.get_vocab(with_added_tokens=False)
-    settings: dict[str, Any] = json.loads(original.to_str())
-    kept = []
-    for token in settings["added_tokens"]:
-        if token["content"].strip():
-            if token["content"] in own_vocabulary:
-                continue
-            # Added tokens are numbered in order, so that to leave one out would renumber the blanks after it.
-            token["content"] = f"{NEVER_WRITTEN}{token['id']}{NEVER_WRITTEN}"
-        kept.append(token)
-    return Tokenizer.from_str(json.dumps({**settings, "added_tokens": kept}))
+def _last(ids: list[int], count: int) -> list[int]:
+    return ids[max(0, len(ids) - count) :]
 
 
 def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -108,5 +108,5 @@ class ExpertLoad:
 
     def counts(self) -> LoadCounts:
         """What was counted so far; the one place that waits for the device."""
-        chosen, first = self.counts_2GLE.cpu().numpy()
+        chosen, first = self.counts_2GLE.cpu().numpy().copy()  # on the CPU it would change with the next pass
         return LoadCounts(self.groups, self.layers, chosen, first)

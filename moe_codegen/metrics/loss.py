@@ -86,12 +86,14 @@ def document_losses(
         if not document.ids:
             raise ConfigError(f"{document.name} has no tokens; leave empty files out")
     length = window_length(model, window)
+    languages = language_ids(model, documents)
     nats, numbers = [], []
     with evaluating(model), torch.no_grad():
         for batch in window_batches(documents, start_id, window=length, batch_tokens=batch_tokens):
             input_ids = batch.input_ids.to(model.device, non_blocking=True)
             counted = batch.counted.to(model.device, non_blocking=True)
-            nats.append(_nats_of_windows(model, input_ids, counted))
+            told = {} if languages is None else {"language_ids": languages[batch.documents].to(model.device)}
+            nats.append(_nats_of_windows(model, input_ids, counted, **told))
             numbers += batch.documents
             on_windows(len(batch.documents))
     nats_by_document = np.bincount(numbers, weights=torch.cat(nats).double().cpu().numpy(), minlength=len(documents))
@@ -137,10 +139,19 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _nats_of_windows(model: PreTrainedModel, input_ids: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def language_ids(model: PreTrainedModel, documents: Sequence[EncodedDocument]) -> torch.Tensor | None:
+    """What a mixture that routes by language is told of each document, (documents,) int64; None for any other."""
+    if getattr(model.config, "language_routing", "none") == "none":
+        return None
+    return torch.tensor(model.config.language_ids([document.language for document in documents]))
+
+
+def _nats_of_windows(
+    model: PreTrainedModel, input_ids: torch.Tensor, counted: torch.Tensor, **told: torch.Tensor
+) -> torch.Tensor:
     """(B,) fp32, the summed loss of each window's counted tokens."""
     # Right padding lies after every token that counts, so causal attention needs no mask to leave it out.
-    logits_BSV = model(input_ids=input_ids, use_cache=False).logits
+    logits_BSV = model(input_ids=input_ids, use_cache=False, **told).logits
     targets_BS = torch.where(counted, input_ids, -100)
     # Row by row: fp32 logits of one window at a time.
     return torch.stack(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_codegen.checkpoint import encode_text
 from moe_codegen.errors import ConfigError, TokenizerError
 
 LONGEST_WINDOW = 2048  # tokens, where the model's positions would allow more
@@ -61,7 +62,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Doc
             document.name,
             document.repository,
             document.language,
-            tokenizer(document.text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids,
+            encode_text(tokenizer, document.text),
             len(document.text.encode()),
         )
         for document in documents
@@ -110,6 +111,11 @@ def window_batches(
             input_ids[row, :length] = torch.tensor(seen)
             counted[row, new - start : length] = True
         yield WindowBatch(input_ids, counted, [one[1] for one in batch], [one[2] for one in batch])
+
+
+def count_windows(documents: Sequence[EncodedDocument], window: int) -> int:
+    """How many windows `window_batches` gives."""
+    return sum(1 for document in documents for _ in _cut(len(document.ids) + 1, window))
 
 
 def _cut(length: int, window: int) -> Iterator[tuple[int, int, int]]:

@@ -1,5 +1,6 @@
 """The configuration of a mixture: its dense family's fields, and these."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -25,10 +26,15 @@ class MoEConfig(PreTrainedConfig):
         norm_topk_prob: whether the K weights are renormalised to sum to one.
         router_type: "top_k", or "noisy_top_k" (arXiv 1701.06538).
         router_jitter_noise: eps of Switch's multiplicative jitter on the router's input, in training.
+        router_logit_scale: lambda of gate-logit normalisation (arXiv 2406.06563); 0 leaves the logits as they are.
+        language_routing: whether the router is told each token's language (`language_ids`): "none"; "prior", a learned
+            row added to its logits; or "oracle", where every token goes to the expert that bears its language's name.
+        language_prior_init: what a new prior adds to the logit of the language's own expert.
         shared_expert: whether the dense FFN stays as an expert that takes every token.
         shared_expert_weight: its share of the output, between 0 and 1.
         router_aux_loss_coef: weight of the load-balancing loss (arXiv 2101.03961, eq. 4-6).
         router_z_loss_coef: weight of the router z-loss (arXiv 2202.08906, eq. 5).
+        recompute_experts: whether our expert kernels keep only their input for the backward pass.
         output_router_logits: whether outputs carry the router's logits.
         expert_names: what the experts are, such as languages; None for unnamed ones.
         expert_granularity: into how many experts each dense FFN was split; `extract` puts them together again.
@@ -45,10 +51,14 @@ class MoEConfig(PreTrainedConfig):
     norm_topk_prob: bool = True
     router_type: Literal["top_k", "noisy_top_k"] = "top_k"
     router_jitter_noise: float = 0.0
+    router_logit_scale: float = 0.0
+    language_routing: Literal["none", "prior", "oracle"] = "none"
+    language_prior_init: float = 1.0
     shared_expert: bool = False
     shared_expert_weight: float = 0.5
     router_aux_loss_coef: float = 0.01
     router_z_loss_coef: float = 0.001
+    recompute_experts: bool = False
     output_router_logits: bool = False
     expert_names: list[str] | None = None
     expert_granularity: int = 1
@@ -127,6 +137,11 @@ class MoEConfig(PreTrainedConfig):
         """Indices of the layers whose FFN is a mixture."""
         return list(range(self.num_hidden_layers)) if self.moe_layers is None else self.moe_layers
 
+    def language_ids(self, languages: Sequence[str]) -> list[int]:
+        """For each language, what `language_ids` says of its tokens: the place in `expert_names`, or -1."""
+        names = self.expert_names or []
+        return [names.index(language) if language in names else -1 for language in languages]
+
     def check(self) -> None:
         """Raise ConfigError unless the fields hold together; a model checks again, for fields can be set."""
         experts, top_k = self.num_experts, self.num_experts_per_tok
@@ -136,7 +151,7 @@ class MoEConfig(PreTrainedConfig):
             raise ConfigError(
                 f"num_experts_per_tok={top_k} must lie between 1 and num_experts={experts}; lower it or add experts"
             )
-        if top_k == 1 and self.norm_topk_prob and experts > 1:
+        if top_k == 1 and self.norm_topk_prob and experts > 1 and self.language_routing != "oracle":
             raise ConfigError(
                 "num_experts_per_tok=1 with norm_topk_prob=True makes every weight 1, and a constant teaches the "
                 "router nothing; set norm_topk_prob=False (Switch routing) or num_experts_per_tok=2"
@@ -159,9 +174,27 @@ class MoEConfig(PreTrainedConfig):
                 f"expert_granularity={split} must divide num_experts={experts} and num_experts_per_tok={top_k}: "
                 "the pieces of one FFN are chosen together"
             )
+        if self.router_logit_scale < 0:
+            raise ConfigError(f"router_logit_scale={self.router_logit_scale} must be 0 or positive, such as 1.0")
+        self._check_language_routing()
         if self.expert_names is not None and len(self.expert_names) * split != experts:
             raise ConfigError(
                 f"{len(self.expert_names)} expert_names for {experts // split} experts; give one for each"
+            )
+
+    def _check_language_routing(self) -> None:
+        kind = self.language_routing
+        if kind not in ("none", "prior", "oracle"):
+            raise ConfigError(f"language_routing={kind!r} is not known; use 'none', 'prior' or 'oracle'")
+        if kind != "none" and not self.expert_names:
+            raise ConfigError(
+                f"language_routing={kind!r} needs expert_names, for languages are told apart by the experts' names; "
+                "convert with `moe-codegen upcycle --experts NAME=PATH`"
+            )
+        if kind == "oracle" and self.num_experts_per_tok != self.expert_granularity:
+            raise ConfigError(
+                "language_routing='oracle' gives a token one expert, so num_experts_per_tok="
+                f"{self.num_experts_per_tok} must be {self.expert_granularity}, the expert_granularity"
             )
 
 

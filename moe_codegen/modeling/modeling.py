@@ -17,8 +17,10 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
+from moe_codegen.modeling.quantisation import ExpertQuantisationConfig, quantisation_of
 from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, router_z_loss
 from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
+from moe_codegen.moe.router import own_expert
 
 
 @dataclass
@@ -26,10 +28,12 @@ class MoECausalLMOutput(MoeCausalLMOutputWithPast):
     """Adds to transformers' output the router z-loss.
 
     `loss` is the language-model loss, in training plus `router_aux_loss_coef * aux_loss + router_z_loss_coef *
-    z_loss`; both are means over the sparse layers, here without their coefficients.
+    z_loss`; both are means over the sparse layers, here without their coefficients. `lm_loss`, in training, is the
+    language-model loss alone, to be looked at: it carries no gradient.
     """
 
     z_loss: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
 
 
 class MoEPreTrainedModel(PreTrainedModel):
@@ -43,6 +47,10 @@ class MoEPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range)
             if module.noise_weight is not None:
                 init.zeros_(module.noise_weight)
+            if module.language_prior is not None:
+                languages, experts = module.language_prior.shape
+                own = own_expert(torch.arange(languages), experts, module.granularity)
+                init.copy_(module.language_prior, self.config.language_prior_init * own)
         elif isinstance(module, Experts):
             for name, parameter in module.named_parameters():
                 if name.endswith("_bias"):
@@ -85,6 +93,29 @@ class MoEBackbone(MoEPreTrainedModel):
             layer.mlp = SparseMoE(config, ffn, dense=layer.get_submodule("mlp"))
         self.post_init()
 
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *args: Any,
+        language_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock model's arguments, and `language_ids` as for `MoEForCausalLM`."""
+        if self.config.language_routing != "none":
+            tokens_BS = input_ids if input_ids is not None else kwargs["inputs_embeds"][..., 0]
+            self._tell_routers(language_ids, tokens_BS)
+        return super().forward(input_ids, *args, **kwargs)
+
+    def _tell_routers(self, language_ids: torch.Tensor | None, tokens_BS: torch.Tensor) -> None:
+        """Set each router's `language_ids_T`; it stays until the next pass, for checkpointing routes once more."""
+        if language_ids is None and self.config.language_routing == "oracle":
+            raise ConfigError("language_routing='oracle' routes by language alone; pass language_ids, (B,) or (B, S)")
+        if language_ids is not None:
+            language_ids = language_ids.view(len(tokens_BS), -1).expand(tokens_BS.shape).reshape(-1)
+        for module in self.modules():
+            if isinstance(module, TopKRouter):
+                module.language_ids_T = language_ids
+
 
 class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     """A causal language model with token-routed experts in place of dense FFNs.
@@ -119,15 +150,23 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
         """As transformers' `from_pretrained`, for a folder or hub id that holds a mixture.
 
+        Args:
+            expert_quantization: "int8", "int4" or an `ExpertQuantisationConfig`: the experts' weights are rounded as
+                they are loaded, one tensor at a time. A checkpoint saved from such a model is quantised already.
+
         Raises:
-            ConfigError: it holds a dense model.
+            ConfigError: it holds a dense model, or its experts cannot be quantised, or are in another way.
         """
+        asked = kwargs.pop("expert_quantization", None)
+        if asked is not None:
+            kwargs["quantization_config"] = ExpertQuantisationConfig.of(asked)
         if cls is MoEForCausalLM:
             config = kwargs.get("config")
             if not isinstance(config, PreTrainedConfig):
                 where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
                 named = {key: kwargs[key] for key in where if key in kwargs}
                 config = MoEConfig.from_pretrained(config or pretrained_model_name_or_path, **named)
+            _check_not_quantised_otherwise(config, kwargs)
             cls = cls._class_for(config)
             return cls.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -155,9 +194,11 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        language_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MoECausalLMOutput:
-        """The arguments of every transformers causal model, and `output_router_logits`.
+        """The arguments of every transformers causal model, `output_router_logits`, and for `language_routing`
+        `language_ids`, (B,) or (B, S) int64: places in `expert_names`, below 0 for none of them.
 
         In training with `labels`, the load-balancing loss and the router z-loss are added to the loss without being
         asked for; in evaluation `loss` is the language model's alone.
@@ -171,6 +212,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            language_ids=language_ids,
             output_router_logits=output_router_logits or (self.training and labels is not None),
             **kwargs,
         )
@@ -181,6 +223,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         loss: torch.Tensor | None = None
         aux_loss: torch.Tensor | None = None
         z_loss: torch.Tensor | None = None
+        lm_loss: torch.Tensor | None = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
         router_logits = outputs.get("router_logits")
@@ -189,11 +232,13 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             if self.training and labels is not None and loss is not None:
                 penalty = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
                 share = _share_of_batch(labels.to(loss.device), kwargs.get("num_items_in_batch"))
+                lm_loss = loss.detach()
                 loss = loss + penalty.to(loss.device) * share
         return MoECausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
             z_loss=z_loss,
+            lm_loss=lm_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -217,6 +262,19 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             balance.append(load_balancing_loss(logits_TE, self.config.num_experts_per_tok, weights_T).to(device))
             z.append(router_z_loss(logits_TE, weights_T).to(device))
         return torch.stack(balance).mean(), torch.stack(z).mean()
+
+
+def _check_not_quantised_otherwise(config: PreTrainedConfig, arguments: dict[str, Any]) -> None:
+    """Drop a request for what the checkpoint is already; ConfigError where it is quantised in another way."""
+    stored, asked = quantisation_of(config), arguments.get("quantization_config")
+    if stored is None or asked is None:
+        return
+    if stored != asked:
+        raise ConfigError(
+            f"the checkpoint's experts are quantised already ({stored}), and {asked} was asked for; "
+            "leave it out, or load the mixture that the checkpoint was made from"
+        )
+    del arguments["quantization_config"]
 
 
 def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:

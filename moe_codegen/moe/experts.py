@@ -78,6 +78,16 @@ class Experts(_ExpertLoop):
             self.hidden_dim,
         )
         self._add("down_proj", self.hidden_dim, self.intermediate_dim)
+        self.across_ranks: Callable[..., torch.Tensor] | None = None  # set by `expert_parallel.spread`
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As the loop over experts has it, by whichever implementation is set, on whichever ranks the experts are."""
+        run_experts = super().forward
+        if self.across_ranks is None:
+            return run_experts(hidden_states, top_k_index, top_k_weights)
+        return self.across_ranks(run_experts, hidden_states, top_k_index, top_k_weights)
 
     def _add(self, name: str, rows: int, columns: int) -> None:
         setattr(self, name, nn.Parameter(torch.empty(self.num_experts, rows, columns)))

@@ -54,6 +54,7 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
         self.down_proj_bias if self.has_bias else None,
         activation=ACTIVATION_OF[type(self.act_fn)],
         gated=self.has_gate,
+        recompute=getattr(self.config, "recompute_experts", False),
     )
     return out_TD.to(hidden_states.dtype)
 

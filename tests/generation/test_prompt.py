@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from moe_codegen.checkpoint import encode_text
 from moe_codegen.errors import ConfigError
 from moe_codegen.generation import encode_prompt, find_sentinels
-from moe_codegen.generation.prompt import encode_text
 from moe_codegen.sentinels import SPELLINGS
 from tests import tiny
 
@@ -58,6 +58,21 @@ def test_runs_of_blanks_that_were_added_as_tokens_stay_those_tokens():
     expected = [tokenizer.convert_tokens_to_ids(token) for token in ("x", "    ", "<", "\t\t")]
     assert encode_text(tokenizer, "x    <fim_prefix>\t\t")[:3] == expected[:3]
     assert encode_text(tokenizer, "x    <fim_prefix>\t\t")[-1] == expected[3]
+
+
+def test_a_long_prompt_keeps_what_lies_nearest_to_the_answer():
+    tokenizer = tokenizer_with(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"], bos=True)
+    tail = encode_text(tokenizer, "cdefghij")
+    assert encode_prompt(tokenizer, "abcdefghij", max_tokens=9)[1:] == tail
+    whole = encode_prompt(tokenizer, "abcdefghij", "0123456789")
+    assert encode_prompt(tokenizer, "abcdefghij", "0123456789", max_tokens=len(whole)) == whole
+    prefix, suffix = (tokenizer.convert_tokens_to_ids(f"<fim_{part}>") for part in ("prefix", "suffix"))
+    for before, after, kept in (("abcdefghij", "0123456789", ("ghij", "0123")), ("ab", "0123456789", ("ab", "012345"))):
+        ids = encode_prompt(tokenizer, before, after, max_tokens=12)
+        assert len(ids) == 12
+        assert ids[1] == prefix
+        middle = ids.index(suffix)
+        assert (tokenizer.decode(ids[2:middle]), tokenizer.decode(ids[middle + 1 : -1])) == kept
 
 
 def test_a_tokenizer_without_sentinels_cannot_fill_a_gap():

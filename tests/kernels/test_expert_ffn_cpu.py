@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_codegen_kernels import ACTIVATIONS, cpu, expert_ffn, oracle
+from moe_codegen_kernels import ACTIVATIONS, expert_ffn, oracle
+from moe_codegen_kernels.cpu import layer
 from tests.kernels.problems import (
     LOADS,
     TENSORS,
@@ -216,8 +217,8 @@ def _swap_two_experts(plan):
 
 @pytest.mark.parametrize("mutate", [_drop_last_row, _swap_two_experts])
 def test_the_check_sees_a_wrong_plan(monkeypatch, mutate):
-    right = cpu.routing_plan
-    monkeypatch.setattr(cpu, "routing_plan", lambda *arguments: mutate(right(*arguments)))
+    right = layer.routing_plan
+    monkeypatch.setattr(layer, "routing_plan", lambda *arguments: mutate(right(*arguments)))
     with pytest.raises(AssertionError, match="relative error"):
         check_against_oracle(expert_ffn, make_problem(), torch.float32)
 

@@ -11,7 +11,9 @@ from moe_codegen.moe import TopKRouter
 
 
 def router(experts=4, top_k=2, hidden=8, **fields):
-    settings = dict(norm_topk_prob=True, router_jitter_noise=0.0, router_type="top_k") | fields
+    plain = dict(norm_topk_prob=True, router_jitter_noise=0.0, router_type="top_k", router_logit_scale=0.0)
+    languages = dict(language_routing="none", expert_names=None, expert_granularity=1)
+    settings = plain | languages | fields
     made = TopKRouter(SimpleNamespace(num_experts=experts, num_experts_per_tok=top_k, hidden_size=hidden, **settings))
     generator = torch.Generator().manual_seed(0)
     for parameter in made.parameters():
@@ -103,3 +105,46 @@ def test_jitter_scales_the_routers_input_by_at_most_its_eps():
     assert 0.9 <= ratio.min() < 0.902
     assert 1.098 < ratio.max() <= 1.1
     assert ratio.mean().item() == pytest.approx(1, abs=0.01)
+
+
+def test_normalised_logits_have_mean_0_and_the_deviation_asked_for_however_large_they_were():
+    gate, plain = router(router_logit_scale=1.5), router()
+    for scale in (0.01, 1, 100):
+        logits = gate(hidden() * scale).logits_TE
+        torch.testing.assert_close(logits.mean(-1), torch.zeros(20), atol=1e-5, rtol=0)
+        raw = (hidden().double() @ plain.weight.detach().double().T) * scale
+        expected = 1.5 * (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        torch.testing.assert_close(logits.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def told(ids, **fields):
+    gate = router(expert_names=["python", "java"], **fields)
+    gate.language_ids_T = torch.tensor(ids)
+    return gate
+
+
+def test_a_prior_adds_its_languages_row_and_nothing_where_there_is_no_language():
+    gate = told([0, 1, -100, 1] * 5, language_routing="prior")
+    added = gate(hidden()).logits_TE - hidden() @ gate.weight.T
+    expected = torch.stack([gate.language_prior[0], gate.language_prior[1], torch.zeros(4), gate.language_prior[1]])
+    torch.testing.assert_close(added, expected.repeat(5, 1), atol=1e-5, rtol=1e-5)
+    added.sum().backward()
+    torch.testing.assert_close(gate.language_prior.grad, torch.tensor([[5.0], [10.0]]).expand(2, 4))
+
+
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_an_oracle_gives_every_token_its_languages_expert_in_all_its_pieces(granularity):
+    ids = [0, 1, 1, 0] * 5
+    experts = 2 * granularity
+    gate = told(ids, experts=experts, top_k=granularity, language_routing="oracle", expert_granularity=granularity)
+    routing = gate(hidden())
+    for token, language in enumerate(ids):
+        pieces = set(range(language * granularity, (language + 1) * granularity))
+        assert set(routing.ids_TK[token].tolist()) == pieces
+    torch.testing.assert_close(routing.weights_TK.sum(-1), torch.ones(20))
+
+
+def test_an_oracle_leaves_tokens_of_no_language_to_the_learned_router():
+    gate = told([-1] * 20, experts=2, top_k=1, language_routing="oracle")
+    free = router(experts=2, top_k=1)
+    assert torch.equal(gate(hidden()).ids_TK, free(hidden()).ids_TK)

@@ -1,0 +1,110 @@
+"""The compiled CPU kernels: `grouped_gemm.c` and `quantised.c` for the instructions of this processor.
+
+`kernels/build_cpu.py` compiles them when the package is installed and a C compiler is found. Without them everything
+here runs through torch; `describe_cpu_path` says which of the two it is, and why.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# torch's name for what the processor can do -> the build for it; arm64 has one baseline.
+BUILDS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "armv8-a", "SVE256": "armv8-a", "SVE128": "armv8-a"}
+FOLDER = Path(__file__).parent
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# How W_e[n][k] lies in memory; the names of grouped_gemm.c.
+ROWS, COLUMNS, PANELS = 0, 1, 2
+
+
+@functools.cache
+def load(kernel: str) -> ctypes.CDLL | str:
+    """`kernel`.c as compiled for this processor, or why there is none."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    build = BUILDS.get(capability)
+    if build is None:
+        return f"no build for {capability}"
+    path = FOLDER / f"{kernel}.{build}.so"
+    if not path.exists():
+        return f"{path.name} is missing; install a C compiler (gcc), then this package again"
+    try:
+        # Its OpenMP functions are found in the library torch has loaded, so both share one team of threads.
+        return ctypes.CDLL(str(path))
+    except OSError as failure:
+        return f"{path.name} does not load: {failure}"
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """`grouped_gemm.c`."""
+    library = load("grouped_gemm")
+    if isinstance(library, str):
+        return library
+    integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+    library.grouped_gemm.argtypes = [integer] * 3 + [long] * 3 + [pointer] * 5
+    library.grouped_gemm.restype = None
+    return library
+
+
+@functools.cache
+def panel_width() -> int:
+    """Columns of a packed panel; 0 without the compiled kernel."""
+    library = _library()
+    return 0 if isinstance(library, str) else int(library.panel_width())
+
+
+def describe_cpu_path() -> str:
+    """What runs the experts on this processor, in one line."""
+    library = _library()
+    if isinstance(library, str):
+        return f"torch's own products ({library})"
+    build = Path(library._name).suffixes[0].removeprefix(".")
+    native = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES if is_native(dtype))
+    many = f"; many rows of {native} through torch" if native else ""
+    return f"compiled for {build}, float32 sums, packed panels of {panel_width()} columns{many}"
+
+
+@functools.cache
+def is_native(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies 16-bit matrices with instructions made for it, so that widening them would be slower."""
+    if dtype == torch.bfloat16:
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if dtype == torch.float16:
+        return bool(torch.cpu._is_amx_fp16_supported())
+    return False
+
+
+def takes(rows_RK: Tensor, matrices: Tensor, layout: int, out_RN: Tensor) -> bool:
+    """Whether the compiled kernel can multiply these: float32 rows, whole panels, everything contiguous."""
+    panel = panel_width()
+    return (
+        panel > 0
+        and rows_RK.dtype == out_RN.dtype == torch.float32
+        and matrices.dtype in DTYPES
+        and all(tensor.is_contiguous() for tensor in (rows_RK, matrices, out_RN))
+        and out_RN.shape[1] % panel == 0
+        and (layout == COLUMNS or rows_RK.shape[1] % panel == 0)
+    )
+
+
+def grouped_gemm(
+    rows_RK: Tensor, matrices: Tensor, layout: int, bias_EN: Tensor | None, offsets_E: Tensor, out_RN: Tensor
+) -> None:
+    """out_RN[r] = W_e @ rows_RK[r] + bias_EN[e], for inputs that it `takes`; matrices: E of them in `layout`."""
+    library = _library()
+    assert isinstance(library, ctypes.CDLL)
+    library.grouped_gemm(
+        DTYPES[matrices.dtype],
+        layout,
+        torch.get_num_threads(),
+        offsets_E.numel() - 1,
+        out_RN.shape[1],
+        rows_RK.shape[1],
+        offsets_E.data_ptr(),
+        rows_RK.data_ptr(),
+        matrices.data_ptr(),
+        None if bias_EN is None else bias_EN.contiguous().data_ptr(),
+        out_RN.data_ptr(),
+    )

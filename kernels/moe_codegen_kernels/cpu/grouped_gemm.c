@@ -1,0 +1,332 @@
+/* Each expert's rows times its matrix, in float32, on weights of 16 or 32 bits that are read from memory once.
+
+       out_RN[r] = bias_EN[e] + sum over k of x_RK[r][k] * W_e[n][k],   r in offsets_E[e] .. offsets_E[e + 1]
+
+   Three ways a matrix can lie in memory:
+       ROWS     W[e][n][k]                   a layer's own layout
+       COLUMNS  W[e][k][n]                   the same tensor seen from the backward pass, which needs its transpose
+       PANELS   W[e][n / PANEL][k][PANEL]    packed: what the loop below reads, in the order in which it reads it
+
+   Three ways to go about it, by the rows an expert has:
+       few, ROWS      a dot product a row and column: weights go from memory through registers
+       few, PANELS    register tiles straight from the packed weights, widened on the way
+       many           a block of weights is widened into panels in the cache, then multiplied with all rows
+                      (the loops of Goto and van de Geijn, doi 10.1145/1356052.1356053)
+
+   Portable C with GCC's vector extensions: the compiler flags choose the instructions. Each element of the output is
+   summed by one thread in one order, so the number of threads does not change a bit of it. */
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
+enum layout { ROWS, COLUMNS, PANELS };
+
+enum {
+    PANEL = 2 * LANES,     /* columns of a register tile */
+    TILE_ROWS = 6,         /* rows of a register tile: 12 sums, as many as AVX2's 16 registers allow */
+    MOST_PANELS = 4,       /* side by side where rows are few: more streams from memory, more sums that do not wait */
+    DOT_ROWS = 16,         /* at most so many rows by dot products */
+    DIRECT_ROWS = 36,      /* at most so many rows straight from packed weights */
+    CHUNK = 128,           /* columns a thread takes at a time */
+    BLOCK_K = 256,         /* with CHUNK: a block of panels fits the L2 cache, one panel the L1 cache */
+    BLOCK_ROWS = 96,       /* rows of x that stay in the L2 cache beside it */
+    DIRECT_K = 512,
+    DOT_K = 2048,          /* DOT_ROWS * DOT_K floats fit where a block of panels does */
+    PREFETCH_BYTES = 2048, /* how far ahead of the multiplication packed weights are asked for */
+    WORTH_A_TEAM = 1 << 16 /* multiplications below which one thread is faster */
+};
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* ---- weights to float32 ---- */
+
+INLINE long bytes_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
+INLINE const char *at(int dtype, const void *w, long index) { return (const char *)w + index * bytes_of(dtype); }
+
+INLINE vector load(int dtype, const void *w) {
+    if (dtype == FLOAT32) return *(const vector *)w;
+    if (dtype == BFLOAT16) return (vector)(__builtin_convertvector(*(const halves *)w, words) << 16);
+#if defined(__AVX512F__)
+    return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)w));
+#elif defined(__F16C__)
+    return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)w));
+#else
+    typedef _Float16 float16s __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+    return __builtin_convertvector(*(const float16s *)w, vector);
+#endif
+}
+
+/* A bfloat16 is the upper half of a float32: a word that holds two becomes two floats by a shift and a mask. */
+INLINE void load_paired(const void *w, vector pair[2]) {
+    words both = *(const words *)w;
+    pair[0] = (vector)(both << 16);
+    pair[1] = (vector)(both & 0xffff0000u);
+}
+
+/* Row k of a panel. Packed bfloat16 lies in pairs (column j, column LANES + j). */
+INLINE void load_panel(int dtype, const void *w, vector row[2]) {
+    if (dtype == BFLOAT16) {
+        load_paired(w, row);
+    } else {
+        row[0] = load(dtype, w);
+        row[1] = load(dtype, at(dtype, w, LANES));
+    }
+}
+
+INLINE float element(int dtype, const void *w, long index) {
+    float wide[LANES];
+    char narrow[4 * LANES] = {0};
+    memcpy(narrow, at(dtype, w, index), bytes_of(dtype));
+    *(vector *)wide = load(dtype, narrow);
+    return wide[0];
+}
+
+/* ---- register tiles: out[m][0 .. panels * PANEL) += x[m] . panels ---- */
+
+/* `beside` bytes lie between panels; `ahead` bytes are asked for before they are needed, 0 for what is in the cache. */
+INLINE void tile(int rows, int panels, int dtype, int ahead, const float *x, long x_stride, const char *w, long beside,
+                 long k_count, float *out, long out_stride) {
+    vector sums[TILE_ROWS][MOST_PANELS][2];
+    for (int m = 0; m < rows; m++)
+        for (int p = 0; p < panels; p++) sums[m][p][0] = sums[m][p][1] = (vector){0};
+    for (long k = 0; k < k_count; k++) {
+#pragma GCC unroll 4
+        for (int p = 0; p < panels; p++) {
+            const char *row = at(dtype, w + p * beside, k * PANEL);
+            vector values[2];
+            if (ahead) __builtin_prefetch(row + ahead);
+            load_panel(dtype, row, values);
+#pragma GCC unroll 6
+            for (int m = 0; m < rows; m++) {
+                sums[m][p][0] += x[m * x_stride + k] * values[0];
+                sums[m][p][1] += x[m * x_stride + k] * values[1];
+            }
+        }
+    }
+    for (int m = 0; m < rows; m++)
+        for (int p = 0; p < panels; p++) {
+            float *to = out + m * out_stride + p * PANEL;
+            *(vector *)to += sums[m][p][0];
+            *(vector *)(to + LANES) += sums[m][p][1];
+        }
+}
+
+/* All rows against one panel, in tiles as even as they can be. */
+INLINE void tiles(int dtype, int ahead, const float *x, long x_stride, long rows, const void *w, long k_count,
+                  float *out, long out_stride) {
+    for (long left = (rows + TILE_ROWS - 1) / TILE_ROWS, take; left > 0; left--, rows -= take) {
+        take = (rows + left - 1) / left;
+        switch (take) {
+#define CASE(ROWS) case ROWS: tile(ROWS, 1, dtype, ahead, x, x_stride, w, 0, k_count, out, out_stride); break;
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#undef CASE
+        }
+        x += take * x_stride;
+        out += take * out_stride;
+    }
+}
+
+/* ---- filling panels ---- */
+
+typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t lanes __attribute__((vector_size(16)));
+#define LOW (lanes){0, 4, 1, 5}
+#define HIGH (lanes){2, 6, 3, 7}
+#define FIRST (lanes){0, 1, 4, 5}
+#define SECOND (lanes){2, 3, 6, 7}
+
+INLINE void widen(int dtype, const void *w, float *wide, long count) {
+    for (long i = 0; i < count; i += LANES) *(vector *)(wide + i) = load(dtype, at(dtype, w, i));
+}
+
+/* W[n][k] -> panel[k][n], four rows at a time: more would fall on each other in the cache, their stride being even. */
+INLINE void transpose(int dtype, const void *w, long stride, long k_count, float *panel) {
+    for (int n = 0; n < PANEL; n += 4)
+        for (long k = 0; k < k_count; k += LANES) {
+            float wide[4][LANES];
+            for (int i = 0; i < 4; i++) *(vector *)wide[i] = load(dtype, at(dtype, w, (n + i) * stride + k));
+            for (int i = 0; i < LANES; i += 4) {
+                quad a = *(quad *)&wide[0][i], b = *(quad *)&wide[1][i];
+                quad c = *(quad *)&wide[2][i], d = *(quad *)&wide[3][i];
+                quad ab_low = __builtin_shuffle(a, b, LOW), ab_high = __builtin_shuffle(a, b, HIGH);
+                quad cd_low = __builtin_shuffle(c, d, LOW), cd_high = __builtin_shuffle(c, d, HIGH);
+                float *to = panel + (k + i) * PANEL + n;
+                *(quad *)to = __builtin_shuffle(ab_low, cd_low, FIRST);
+                *(quad *)(to + PANEL) = __builtin_shuffle(ab_low, cd_low, SECOND);
+                *(quad *)(to + 2 * PANEL) = __builtin_shuffle(ab_high, cd_high, FIRST);
+                *(quad *)(to + 3 * PANEL) = __builtin_shuffle(ab_high, cd_high, SECOND);
+            }
+        }
+}
+
+/* Columns n .. n + PANEL and k_count values of k from k on, as one panel in float32. */
+INLINE void fill_panel(int dtype, int layout, const void *w, long n, long n_count, long k, long k_total, long k_count,
+                       float *panel) {
+    if (layout == COLUMNS) {
+        for (long i = 0; i < k_count; i++)
+            widen(dtype, at(dtype, w, (k + i) * n_count + n), panel + i * PANEL, PANEL);
+    } else if (layout == ROWS) {
+        transpose(dtype, at(dtype, w, n * k_total + k), k_total, k_count, panel);
+    } else {
+        for (long i = 0; i < k_count; i++)
+            load_panel(dtype, at(dtype, w, n * k_total + (k + i) * PANEL), (vector *)(panel + i * PANEL));
+    }
+}
+
+/* ---- dot products ---- */
+
+/* bfloat16 weights arrive as even and odd values of k; x is put in the same order once. */
+INLINE void pair_up(const float *x, float *paired, long k_count) {
+    for (long k = 0; k < k_count; k += 2 * LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            paired[k + lane] = x[k + 2 * lane];
+            paired[k + LANES + lane] = x[k + 2 * lane + 1];
+        }
+}
+
+INLINE void dot(int rows, int dtype, const float *x, long x_stride, const void *w, long w_stride, long k_count,
+                float *out, long out_stride) {
+    vector sums[3][4];
+    for (int m = 0; m < rows; m++)
+        for (int n = 0; n < 4; n++) sums[m][n] = (vector){0};
+    for (long k = 0; k < k_count; k += 2 * LANES) {
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; n++) {
+            vector pair[2];
+            if (dtype == BFLOAT16) {
+                load_paired(at(dtype, w, n * w_stride + k), pair);
+            } else {
+                pair[0] = load(dtype, at(dtype, w, n * w_stride + k));
+                pair[1] = load(dtype, at(dtype, w, n * w_stride + k + LANES));
+            }
+#pragma GCC unroll 3
+            for (int m = 0; m < rows; m++) {
+                sums[m][n] += pair[0] * *(const vector *)(x + m * x_stride + k);
+                sums[m][n] += pair[1] * *(const vector *)(x + m * x_stride + k + LANES);
+            }
+        }
+    }
+    for (int m = 0; m < rows; m++)
+        for (int n = 0; n < 4; n++)
+            for (int lane = 0; lane < LANES; lane++) out[m * out_stride + n] += sums[m][n][lane];
+}
+
+INLINE void dots(int dtype, const float *x, long x_stride, long rows, const void *w, long w_stride, long k_count,
+                 float *out, long out_stride) {
+    for (long left = (rows + 2) / 3, take; left > 0; left--, rows -= take) {
+        take = (rows + left - 1) / left;
+        switch (take) {
+#define CASE(ROWS) case ROWS: dot(ROWS, dtype, x, x_stride, w, w_stride, k_count, out, out_stride); break;
+            CASE(1) CASE(2) CASE(3)
+#undef CASE
+        }
+        x += take * x_stride;
+        out += take * out_stride;
+    }
+}
+
+/* ---- one expert, columns first .. last ---- */
+
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+
+INLINE void columns_of(int dtype, int layout, long rows, long n_count, long k_count, const float *x, const void *w,
+                       const void *bias, float *out, long first, long last) {
+    _Alignas(64) float scratch[CHUNK * BLOCK_K];
+    for (long m = 0; m < rows; m++)
+        for (long n = first; n < last; n++) out[m * n_count + n] = 0;
+    if (layout == ROWS && rows <= DOT_ROWS) {
+        for (long k = 0; k < k_count; k += DOT_K) {
+            long depth = smaller(DOT_K, k_count - k);
+            const float *x_k = x + k;
+            if (dtype == BFLOAT16) {
+                for (long m = 0; m < rows; m++) pair_up(x + m * k_count + k, scratch + m * depth, depth);
+                x_k = scratch;
+            }
+            for (long n = first; n < last; n += 4)
+                dots(dtype, x_k, dtype == BFLOAT16 ? depth : k_count, rows, at(dtype, w, n * k_count + k), k_count,
+                     depth, out + n, n_count);
+        }
+    } else if (layout == PANELS && rows <= DIRECT_ROWS) {
+        long beside = k_count * PANEL * bytes_of(dtype);
+        for (long n = first, width; n < last; n += width) {
+            long panels = (last - n) / PANEL;
+            width = rows == 1 && panels >= 4 ? 4 * PANEL : rows <= 3 && panels >= 2 ? 2 * PANEL : PANEL;
+            for (long k = 0; k < k_count; k += DIRECT_K) {
+                const float *x_k = x + k;
+                const char *w_k = at(dtype, w, n * k_count + k * PANEL);
+                long depth = smaller(DIRECT_K, k_count - k);
+                float *out_n = out + n;
+#define CASE(ROWS, PANELS) \
+    tile(ROWS, PANELS, dtype, PREFETCH_BYTES, x_k, k_count, w_k, beside, depth, out_n, n_count)
+                if (width == 4 * PANEL) CASE(1, 4);
+                else if (width == PANEL) tiles(dtype, PREFETCH_BYTES, x_k, k_count, rows, w_k, depth, out_n, n_count);
+                else if (rows == 1) CASE(1, 2);
+                else if (rows == 2) CASE(2, 2);
+                else CASE(3, 2);
+#undef CASE
+            }
+        }
+    } else {
+        for (long k = 0; k < k_count; k += BLOCK_K) {
+            long depth = smaller(BLOCK_K, k_count - k);
+            for (long n = first; n < last; n += PANEL)
+                fill_panel(dtype, layout, w, n, n_count, k, k_count, depth, scratch + (n - first) * BLOCK_K);
+            for (long m = 0; m < rows; m += BLOCK_ROWS)
+                for (long n = first; n < last; n += PANEL)
+                    tiles(FLOAT32, 0, x + m * k_count + k, k_count, smaller(BLOCK_ROWS, rows - m),
+                          scratch + (n - first) * BLOCK_K, depth, out + m * n_count + n, n_count);
+        }
+    }
+    if (bias)
+        for (long n = first; n < last; n++) {
+            float added = element(dtype, bias, n);
+            for (long m = 0; m < rows; m++) out[m * n_count + n] += added;
+        }
+}
+
+/* ---- what Python calls ---- */
+
+int panel_width(void) { return PANEL; }
+
+/* n_count, and k_count but for COLUMNS, are multiples of PANEL; everything is contiguous; offsets[0] is 0. */
+void grouped_gemm(int dtype, int layout, int threads, long experts, long n_count, long k_count, const int32_t *offsets,
+                  const float *x, const void *w, const void *bias, float *out) {
+    long chunks = (n_count + CHUNK - 1) / CHUNK;
+    if (offsets[experts] * n_count * k_count < WORTH_A_TEAM) threads = 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long task = 0; task < experts * chunks; task++) {
+        long expert = task / chunks, first = task % chunks * CHUNK, last = smaller(first + CHUNK, n_count);
+        long start = offsets[expert], rows = offsets[expert + 1] - offsets[expert];
+        if (rows == 0) continue;
+        const char *matrix = at(dtype, w, expert * n_count * k_count);
+        const char *added = bias ? at(dtype, bias, expert * n_count) : 0;
+        const float *x_rows = x + start * k_count;
+        float *out_rows = out + start * n_count;
+#define CASE(DTYPE, LAYOUT) \
+    columns_of(DTYPE, LAYOUT, rows, n_count, k_count, x_rows, matrix, added, out_rows, first, last)
+#define LAYOUTS(DTYPE) \
+    if (layout == ROWS) CASE(DTYPE, ROWS); else if (layout == COLUMNS) CASE(DTYPE, COLUMNS); else CASE(DTYPE, PANELS)
+        if (dtype == FLOAT32) { LAYOUTS(FLOAT32); }
+        else if (dtype == BFLOAT16) { LAYOUTS(BFLOAT16); }
+        else { LAYOUTS(FLOAT16); }
+#undef LAYOUTS
+#undef CASE
+    }
+}

@@ -1,0 +1,81 @@
+"""A run's settings as transformers' TrainingArguments."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from moe_codegen.errors import ConfigError
+from moe_codegen.settings import nearest
+from moe_codegen.training.settings import TrainSettings
+
+CHECKPOINTS = 10  # in a run, where nothing else is asked for
+# Where transformers' own suit us less. Memory can be pinned only for an accelerator; and without one, processes that
+# torchrun started know of one another only where they are told to use the CPU.
+HAS_ACCELERATOR = torch.accelerator.is_available()
+DEFAULTS = dict(adam_beta2=0.95, report_to=[], dataloader_pin_memory=HAS_ACCELERATOR, use_cpu=not HAS_ACCELERATOR)
+
+
+def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
+    """The arguments of a run of `steps` optimiser steps whose checkpoints go to `folder`.
+
+    Raises:
+        ConfigError: `trainer` names an unknown field or one that the run file has a name of its own for, or the batch
+            cannot be shared among the processes.
+    """
+    ours: dict[str, Any] = dict(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        lr_scheduler_kwargs=_of_schedule(settings, steps),
+        warmup_steps=round(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # it waits for the device in every step, and hides what must be seen
+        eval_strategy="steps" if settings.evaluate_every else "no",
+        eval_steps=settings.evaluate_every,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every or max(1, steps // CHECKPOINTS),
+        seed=settings.seed,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        disable_tqdm=True,
+        gradient_accumulation_steps=1,  # known once the processes are
+        load_best_model_at_end=False,
+    )
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    # Renamed in the course of transformers 5.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    ours[checkpointing] = settings.gradient_checkpointing
+    for name in settings.trainer:
+        if name not in names:
+            raise ConfigError(f"trainer.{name} is no field of TrainingArguments{nearest(name, names)}")
+        if name in ours:
+            raise ConfigError(f"trainer.{name} is decided by the run file itself; see `moe-codegen train --help`")
+    arguments = TrainingArguments(**ours, **{**DEFAULTS, **settings.trainer})
+    arguments.gradient_accumulation_steps = _accumulation(settings, arguments.world_size)
+    return arguments
+
+
+def _of_schedule(settings: TrainSettings, steps: int) -> dict[str, Any]:
+    if settings.schedule != "warmup_stable_decay":
+        return {}
+    return {"num_decay_steps": round(settings.decay * steps), "decay_type": "linear"}
+
+
+def _accumulation(settings: TrainSettings, processes: int) -> int:
+    taken = settings.micro_batch_size * processes
+    if settings.batch_size % taken:
+        raise ConfigError(
+            f"batch_size={settings.batch_size} is no multiple of micro_batch_size={settings.micro_batch_size} times "
+            f"{processes} processes; every process takes whole micro-batches"
+        )
+    return settings.batch_size // taken

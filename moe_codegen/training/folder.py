@@ -1,0 +1,106 @@
+"""The folder of a run: its run file, history and checkpoints, then the model, and last a summary: it is finished."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from moe_codegen.errors import OutputError, ResumeError
+from moe_codegen.settings import as_record
+from moe_codegen.training.runfile import write_run
+from moe_codegen.training.settings import FREE_TO_CHANGE, TrainSettings
+
+STAGED = ".partial"
+
+
+class RunFolder:
+    """`out` as a run sees it.
+
+    Raises:
+        OutputError: something else is there, or nothing can be written.
+        ResumeError: a run of other settings is there.
+    """
+
+    def __init__(self, out: str | Path, verb: str, settings: TrainSettings) -> None:
+        self.path = Path(out)
+        self.verb, self.settings = verb, settings
+        self.history = self.path / "history.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self._check()
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None."""
+        return read_summary(self.path)
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """Where a run that was stopped goes on from."""
+        return get_last_checkpoint(self.checkpoints) if self.checkpoints.is_dir() else None
+
+    def begin(self) -> None:
+        """Write what is being run."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_run(self.settings, self.path / "run.toml")
+            self._write("started.json", self._record())
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error}") from error
+
+    def finish(self, save_model: Callable[[Path], None], summary: dict[str, Any]) -> None:
+        """Write the model, its configuration last, and then the summary."""
+        staged = self.path / STAGED
+        shutil.rmtree(staged, ignore_errors=True)
+        try:
+            save_model(staged)
+            for file in sorted(staged.iterdir(), key=lambda file: file.name == "config.json"):
+                file.replace(self.path / file.name)
+            staged.rmdir()
+            self._write("summary.json", {**self._record(), **summary})
+        except OSError as error:
+            raise OutputError(
+                f"the trained model cannot be written to {self.path}: {error}. Its last checkpoint is "
+                f"{self.last_checkpoint}; free some space and run the same command again"
+            ) from error
+        (self.path / "started.json").unlink()
+
+    def _check(self) -> None:
+        started = _read(self.path / "started.json") or self.summary
+        if started is None:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise OutputError(f"{self.path} is not empty and holds no run of ours; give a new or empty folder")
+            return
+        mine = self._record()
+        differing = [name for name in mine if started[name] != mine[name]] if started["verb"] == self.verb else ["verb"]
+        if differing == ["settings"]:
+            differing = [
+                name
+                for name, value in mine["settings"].items()
+                if started["settings"].get(name) != value and name not in FREE_TO_CHANGE
+            ]
+        if differing:
+            raise ResumeError(
+                f"{self.path} holds a run that differs in {', '.join(differing)}; repeat the command it was started "
+                "with, give another folder, or delete this one"
+            )
+
+    def _record(self) -> dict[str, Any]:
+        return {"verb": self.verb, "settings": json.loads(json.dumps(as_record(self.settings)))}
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        part = self.path / f"{name}.part"
+        part.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(part, self.path / name)
+
+
+def read_summary(folder: str | Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or None."""
+    return _read(Path(folder, "summary.json"))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None

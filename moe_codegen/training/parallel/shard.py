@@ -1,0 +1,87 @@
+"""A model spread over processes: its experts by expert parallelism, all of it by FSDP2 (torch's `fully_shard`)."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.utils import get_total_norm
+from transformers import PreTrainedModel
+
+from moe_codegen.architectures import ARCHITECTURES
+from moe_codegen.modeling import MoEConfig
+from moe_codegen.moe import Experts
+from moe_codegen.moe.expert_parallel import spread
+from moe_codegen.training.parallel.mesh import COPIES, EXPERTS, SHARDS, Layout
+
+
+def shard_model(model: PreTrainedModel, layout: Layout, device: str) -> None:
+    """Spread `model`, which every process holds whole, in place; afterwards it is on `device`.
+
+    Its gradients are means over all processes, whichever way their weights are spread. Where `fsdp_size` is 1 the
+    shards are whole copies, so that one mechanism reduces every gradient, experts' or not.
+    """
+    mesh = layout.dense_mesh(device)
+    expert_mesh = layout.expert_mesh(device) if layout.ep_size > 1 else None
+    for layer in layers_of(model):
+        if expert_mesh is not None:
+            for experts in [module for module in layer.modules() if isinstance(module, Experts)]:
+                spread(experts, expert_mesh[EXPERTS])
+                # Their first dimension is the experts, and spread already.
+                fully_shard(experts, mesh=expert_mesh[COPIES, SHARDS], shard_placement_fn=lambda parameter: Shard(1))
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def layers_of(model: PreTrainedModel) -> Iterable[nn.Module]:
+    """The layers of a mixture, or of a dense model of a family that this library knows."""
+    config = model.config
+    architecture = config.architecture if isinstance(config, MoEConfig) else ARCHITECTURES[config.model_type]
+    return model.get_submodule(architecture.layers).children()
+
+
+class Sharded(nn.Module):
+    """A model after `shard_model`, with the one method that DDP has and FSDP2 has under another name."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module: Any = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's."""
+        return self.module(*args, **kwargs)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """A context whose gradients stay on their process, to be summed with those of the next micro-batch."""
+        self.module.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.module.set_requires_gradient_sync(True)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scale sharded gradients down to the norm `max_norm` over all of them; returns the norm they had, as a scalar.
+
+    torch's own function mixes no tensors of different meshes, and experts have a mesh of their own.
+    """
+    by_copies: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        if isinstance(parameter.grad, DTensor):
+            copies = parameter.grad.device_mesh.size(0)
+            by_copies[copies].append(parameter.grad.to_local())
+    # Summed over all processes, every square is there once for each copy.
+    square = torch.stack([get_total_norm(group).square() / copies for copies, group in by_copies.items()]).sum()
+    dist.all_reduce(square)
+    norm = square.sqrt()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
+    for gradient in itertools.chain.from_iterable(by_copies.values()):
+        gradient.mul_(scale)
+    return norm

@@ -1,0 +1,59 @@
+"""The run file: settings in TOML, read, overridden by flags, and kept beside what they made."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from moe_codegen.errors import ConfigError
+from moe_codegen.settings import settings_from
+from moe_codegen.training.settings import TrainSettings
+
+S = TypeVar("S", bound=TrainSettings)
+
+
+def read_run(settings_class: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:
+    """The checked settings in a TOML file, `overrides` before them; paths in the file are relative to it.
+
+    Raises `ConfigError` for what is unknown, of another type, or cannot hold.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+    settings = settings_from(settings_class, values, str(path))
+    beside = {
+        field.name: _beside(path.parent, getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+        if field.metadata["is_path"]
+    }
+    given = settings_from(settings_class, overrides or {}, "the flags")
+    settings = dataclasses.replace(settings, **{**beside, **{name: getattr(given, name) for name in overrides or {}}})
+    settings.check()
+    return settings
+
+
+def write_run(settings: TrainSettings, path: Path) -> None:
+    """Write settings as `read_run` reads them; None and empty fields are left out."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value not in (None, "", (), {})]
+    path.write_text("".join(lines))
+
+
+def _beside(folder: Path, value: Any) -> Any:
+    """A path relative to the run file where there is one of that name; else as it is, such as a hub id."""
+    if isinstance(value, tuple):
+        return tuple(_beside(folder, one) for one in value)
+    return str(folder / value) if value and (folder / value).exists() else value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # Strings, booleans and integers are written alike in JSON and TOML; so are floats, but for their infinities.
+    return json.dumps(value, ensure_ascii=False)

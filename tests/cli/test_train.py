@@ -1,0 +1,47 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from moe_codegen.cli import app as everything
+from moe_codegen.cli.train import app
+from moe_codegen.training.runfile import write_run
+from tests.training.runs import LENGTH, from_scratch, make_corpus
+
+COMMON = """model train validation validation-tokens tokens batch-size micro-batch-size learning-rate warmup schedule
+    weight-decay max-grad-norm precision gradient-checkpointing log-every evaluate-every checkpoint-every
+    keep-checkpoints seed trainer json"""
+DENSE = "config tokenizer parts lora-rank lora-alpha equal-flops"
+FLAGS = {
+    "dense": f"{COMMON} {DENSE}",
+    "expert": f"{COMMON} {DENSE}",
+    "mix": f"{COMMON} parts router-learning-rate router-aux-loss-coef router-z-loss-coef router-logit-scale "
+    "language-routing recompute-experts",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.mark.parametrize("verb", FLAGS)
+def test_flags_are_frozen(verb):
+    """A new flag is an interface: it is added here on purpose, with its line in the changelog."""
+    command = typer.main.get_command(app).commands[verb]
+    flags = {opt.removeprefix("--") for parameter in command.params for opt in parameter.opts if opt.startswith("--")}
+    assert flags == set(FLAGS[verb].split())
+
+
+def test_a_run_file_and_flags_make_a_model(corpus, tmp_path):
+    write_run(from_scratch(corpus, tokens=8 * LENGTH * 12), tmp_path / "run.toml")
+    arguments = ["train", "dense", str(tmp_path / "run.toml"), str(tmp_path / "out"), "--tokens", str(8 * LENGTH * 4)]
+    result = CliRunner().invoke(everything, [*arguments, "--trainer", "adam_beta2=0.9"])
+    assert result.exit_code == 0, result.output
+    assert "2,048 tokens in 4 steps" in result.output
+    assert "rust" in result.output
+    again = CliRunner().invoke(everything, [*arguments, "--trainer", "adam_beta2=0.9", "--json"])
+    summary = json.loads(again.stdout)
+    assert (summary["verb"], summary["steps"]) == ("dense", 4)
+    assert summary["settings"]["trainer"] == {"adam_beta2": 0.9}

@@ -1,0 +1,103 @@
+"""The product of routed rows with their experts' matrices, on the compiled way and on torch's."""
+
+import itertools
+
+import pytest
+import torch
+
+from moe_codegen_kernels.cpu import compiled, products
+from tests.kernels.problems import relative_error
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Rows an expert: none, dot products, between the ways of the compiled kernel, more than one block of rows.
+COUNTS = ((1, 2, 3), (0, 16, 17), (5, 40, 0, 107))
+# (N, K): less than a chunk, a chunk and a bit, more than one block of K.
+SIZES = ((32, 64), (160, 544), (64, 4128))
+
+
+def make(counts, n, k, dtype, transposed=False):
+    generator = torch.Generator().manual_seed(0)
+    rows_RK = torch.randn(sum(counts), k, generator=generator)
+    shape = (len(counts), k, n) if transposed else (len(counts), n, k)
+    matrices = torch.randn(shape, generator=generator).to(dtype)
+    bias_EN = torch.randn(len(counts), n, generator=generator).to(dtype)
+    offsets_E = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
+    return rows_RK, matrices, bias_EN, offsets_E
+
+
+def truth_of(rows_RK, matrices_ENK, bias_EN, counts):
+    """In float64, an expert at a time."""
+    pieces = zip(rows_RK.double().split(counts), matrices_ENK.double(), bias_EN.double(), strict=True)
+    return torch.cat([rows @ matrix.T + bias for rows, matrix, bias in pieces])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("n", "k"), SIZES)
+@pytest.mark.parametrize("counts", COUNTS)
+def test_weights_of_every_dtype_are_multiplied_in_float32(cpu_path, counts, n, k, transposed, dtype):
+    rows_RK, matrices, bias_EN, offsets_E = make(counts, n, k, dtype, transposed)
+    out_RN = torch.full((sum(counts), n), torch.nan)
+    products.product(rows_RK, matrices, bias_EN, offsets_E, transposed=transposed, out_RN=out_RN)
+    truth_RN = truth_of(rows_RK, matrices.mT if transposed else matrices, bias_EN, counts)
+    assert relative_error(out_RN, truth_RN) < k**0.5 * torch.finfo(torch.float32).eps  # how rounding adds up
+
+
+def test_the_compiled_kernel_is_what_runs_where_it_can(cpu_path, monkeypatch):
+    calls = []
+    real = compiled.grouped_gemm
+    monkeypatch.setattr(compiled, "grouped_gemm", lambda *arguments: calls.append(1) or real(*arguments))
+    rows_RK, matrices, bias_EN, offsets_E = make((2, 3), 64, 64, torch.bfloat16)
+    products.product(rows_RK, matrices, bias_EN, offsets_E)
+    products.product(rows_RK[:, :63].contiguous(), matrices[..., :63].contiguous(), bias_EN, offsets_E)
+    assert len(calls) == (1 if cpu_path == "compiled" else 0)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_the_number_of_threads_does_not_change_a_bit(cpu_path, counts, monkeypatch):
+    rows_RK, matrices, bias_EN, offsets_E = make(counts, 160, 544, torch.bfloat16)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(products.product(rows_RK, matrices, bias_EN, offsets_E))
+    torch.set_num_threads(before)
+    if cpu_path == "compiled":
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_special_values_of_weights_arrive(cpu_path, dtype):
+    rows_RK = torch.ones(1, 32)
+    for value in (torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).tiny / 2, -0.0, torch.finfo(dtype).max):
+        matrices = torch.zeros(1, 32, 32).to(dtype)
+        matrices[0, 5, 7] = value
+        out_RN = products.product(rows_RK, matrices, None, torch.tensor([0, 1], dtype=torch.int32))
+        torch.testing.assert_close(out_RN[0, 5], matrices[0, 5, 7].float(), equal_nan=True, rtol=0, atol=0)
+        assert not out_RN[0, :5].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_outer_product_is_summed_in_float32_and_rounded_once(cpu_path, dtype):
+    left_MN, right_MK = torch.randn(77, 64), torch.randn(77, 96)
+    out_NK = torch.full((64, 96), torch.nan, dtype=dtype)
+    products.outer_product(left_MN, right_MK, out_NK)
+    truth_NK = left_MN.double().T @ right_MK.double()
+    assert relative_error(out_NK, truth_NK) < max(1e-6, torch.finfo(dtype).eps / 2)
+
+
+def test_many_rows_go_to_torch_where_the_processor_multiplies_in_16_bits(cpu_path, monkeypatch):
+    monkeypatch.setattr(compiled, "is_native", lambda dtype: dtype == torch.bfloat16)
+    counts = (products.MANY_ROWS, 3)
+    rows_RK, matrices, bias_EN, offsets_E = make(counts, 64, 96, torch.bfloat16)
+    rounded_RK = rows_RK.bfloat16().float()
+    out_RN = products.product(rounded_RK, matrices, bias_EN, offsets_E)
+    truth_RN = truth_of(rounded_RK, matrices, bias_EN, counts)
+    assert 1e-6 < relative_error(out_RN, truth_RN) < torch.finfo(torch.bfloat16).eps
+
+
+def test_the_way_is_said(cpu_path):
+    said = compiled.describe_cpu_path()
+    assert said.startswith("compiled for" if cpu_path == "compiled" else "torch's own products")
+    if cpu_path == "torch":
+        assert "install a C compiler" in said

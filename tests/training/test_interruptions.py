@@ -1,0 +1,136 @@
+"""Runs that are stopped: by a kill, by a loss that is not finite, by a full disk; and that go on."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from moe_codegen.errors import NonFiniteError, OutputError, ResumeError
+from moe_codegen.training import train
+from moe_codegen.training.history import read_history
+from moe_codegen.training.runfile import write_run
+from tests.training.runs import LENGTH, from_scratch
+
+STEP = 8 * LENGTH
+SLOWLY = """
+import sys, time
+from transformers import TrainerCallback
+from moe_codegen.training import DenseSettings, read_run, train
+
+class Slow(TrainerCallback):
+    def on_step_end(self, *given, **kwargs):
+        time.sleep(0.2)
+
+train(read_run(DenseSettings, sys.argv[1]), sys.argv[2], callbacks=[Slow()])
+"""
+
+
+def losses(folder):
+    return {line["step"]: line["loss"] for line in read_history(folder / "history.jsonl") if "loss" in line}
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(corpus, tmp_path):
+    # Dropout, so that random numbers have to go on as well; more than one pass over the data.
+    config = json.loads((Path(corpus.config) / "config.json").read_text()) | dict(resid_pdrop=0.1)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = from_scratch(
+        corpus, config=str(tmp_path), train=(corpus.packed["java"],), tokens=30 * STEP, checkpoint_every=4
+    )
+    train(settings, tmp_path / "undisturbed")
+    write_run(settings, tmp_path / "run.toml")
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY, tmp_path / "run.toml", tmp_path / "killed"])
+    deadline = time.monotonic() + 120
+    while len(losses(tmp_path / "killed")) < 10 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -9
+    at_the_kill = losses(tmp_path / "killed")
+    assert 10 <= len(at_the_kill) < 30
+    resumed = train(settings, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
+    assert resumed["steps"] == 30
+    assert resumed["passes"] > 1
+
+
+class Spoil(TrainerCallback):
+    """Makes a weight NaN before one step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == self.step:
+            with torch.no_grad():
+                next(model.parameters())[0, 0] = torch.nan
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(corpus, tmp_path):
+    settings = from_scratch(corpus, tokens=20 * STEP, checkpoint_every=3, log_every=10)
+    with pytest.raises(NonFiniteError, match=r"loss of step 5 is not finite.*checkpoint is .*checkpoint-3"):
+        train(settings, tmp_path / "out", callbacks=[Spoil(5)])
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert train(settings, tmp_path / "out")["steps"] == 20  # without what spoilt it
+
+
+def test_weights_that_are_not_finite_are_not_saved_though_the_loss_was(corpus, tmp_path):
+    class SpoilAfter(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 6:
+                with torch.no_grad():
+                    next(model.parameters())[0, 0] = torch.inf
+
+    settings = from_scratch(corpus, tokens=20 * STEP, checkpoint_every=3)
+    with pytest.raises(NonFiniteError, match="step 6"):
+        train(settings, tmp_path / "out", callbacks=[SpoilAfter()])
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["checkpoint-3"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(corpus, tmp_path, monkeypatch):
+    settings = from_scratch(corpus, tokens=9 * STEP, checkpoint_every=3)
+    save, calls = torch.save, []
+
+    def full(value, path, *given, **kwargs):
+        calls.append(path)
+        if "checkpoint-6" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        return save(value, path, *given, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match=r"checkpoint-6 cannot be written.*No space left.*good checkpoint is .*-3"):
+        train(settings, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    monkeypatch.undo()
+    train(settings, tmp_path / "out")
+    assert sorted(losses(tmp_path / "out")) == list(range(1, 10))
+
+
+def test_a_started_run_is_not_continued_with_other_settings(corpus, tmp_path):
+    settings = from_scratch(corpus, tokens=6 * STEP, checkpoint_every=2)
+    with pytest.raises(NonFiniteError):
+        train(settings, tmp_path / "out", callbacks=[Spoil(4)])
+    with pytest.raises(ResumeError, match="differs in learning_rate, seed"):
+        train(from_scratch(corpus, tokens=6 * STEP, checkpoint_every=2, learning_rate=1.0, seed=1), tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_left_alone(corpus, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="holds no run of ours"):
+        train(from_scratch(corpus), tmp_path / "out")
+
+
+def test_only_so_many_checkpoints_stay(corpus, tmp_path):
+    train(from_scratch(corpus, tokens=12 * STEP, checkpoint_every=2, keep_checkpoints=3), tmp_path / "out")
+    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert kept == ["checkpoint-10", "checkpoint-12", "checkpoint-8"]

@@ -1,0 +1,110 @@
+"""What is refused before any work: each message says what was given and what to do."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from moe_codegen import upcycle
+from moe_codegen.data.packing import PackSettings, pack
+from moe_codegen.data.sources import open_source
+from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.errors import ConfigError, SourceError, TokenizerError
+from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
+from tests.data.rows import write
+from tests.training.runs import from_scratch
+
+
+def refused(settings, folder, error, message):
+    with pytest.raises(error, match=message):
+        train(settings, folder / "out")
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(trainer={"label_smoothing_factor": 0.1}), "router losses would be left out"),
+        (dict(trainer={"learnin_rate": 0.1}), "did you mean `learning_rate`"),
+        (dict(trainer={"max_steps": 3}), "trainer.max_steps is decided by the run file"),
+        (dict(batch_size=6, micro_batch_size=4), "no multiple of micro_batch_size=4 times 1 processes"),
+        (dict(batch_size=4096, micro_batch_size=8), "do not fill one batch of batch_size=4096"),
+        (dict(train=()), "train names no data"),
+        (dict(tokens=5, equal_flops=("x",)), "both say how long to train"),
+        (dict(equal_flops=("x",)), "x is no finished run"),
+        (dict(evaluate_every=5, validation=""), "needs `validation`"),
+        (dict(model="x"), "either `model`"),
+        (dict(parts="ffn"), "from scratch mostly random"),
+        (dict(warmup=100), "a share of the steps"),
+        (dict(schedule="warmup_stable_decay", warmup=0.5, decay=0.6), "with warmup at most 1"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_that_cannot_hold(corpus, tmp_path, fields, message):
+    refused(from_scratch(corpus, **fields), tmp_path, ConfigError, message)
+
+
+def test_an_expert_of_several_languages(corpus, base, tmp_path):
+    settings = ExpertSettings(model=base, train=(corpus.mixed,), batch_size=8)
+    refused(settings, tmp_path, ConfigError, "an expert learns one language and the data holds java, python, rust")
+
+
+def test_a_mixture_where_a_dense_model_is_wanted_and_the_other_way_round(corpus, base, tmp_path):
+    refused(MixSettings(model=base, train=(corpus.mixed,)), tmp_path, ConfigError, "not a mixture of this library")
+    upcycle(base, tmp_path / "moe", num_experts=2)
+    settings = ExpertSettings(model=str(tmp_path / "moe"), train=(corpus.packed["java"],))
+    refused(settings, tmp_path, ConfigError, "trained with `moe-codegen train mix`")
+
+
+def test_data_packed_for_another_tokenizer(corpus, base, tmp_path):
+    source = open_source(Path(corpus.validation))
+    make_tokenizer(source, tmp_path / "other", TokenizerSettings(vocabulary=300))
+    pack(source, tmp_path / "packed", PackSettings(str(tmp_path / "other"), 64, fim_rate=0.0))
+    settings = DenseSettings(model=base, train=(str(tmp_path / "packed"),))
+    refused(settings, tmp_path, TokenizerError, "packed with the tokenizer other, which numbers tokens otherwise")
+
+
+def test_a_base_without_tokenizer(corpus, base, tmp_path):
+    shutil.copytree(base, tmp_path / "base", ignore=lambda *_: ["checkpoints"])
+    for path in (tmp_path / "base").glob("tokenizer*"):
+        path.unlink()
+    settings = DenseSettings(model=str(tmp_path / "base"), train=(corpus.mixed,))
+    refused(settings, tmp_path, TokenizerError, "has no tokenizer")
+
+
+def test_a_language_without_documents(corpus, tmp_path):
+    empty = write(tmp_path / "empty", [{"repo": "a/b", "path": "x", "language": "java", "content": ""}])
+    pack(open_source(empty), tmp_path / "packed", PackSettings(corpus.tokenizer, 64, fim_rate=0.0))
+    settings = from_scratch(corpus, train=(corpus.mixed, str(tmp_path / "packed")))
+    refused(settings, tmp_path, SourceError, "packed is packed from no documents")
+
+
+def test_sequences_longer_than_the_models_positions(corpus, tmp_path):
+    config = json.loads((Path(corpus.config) / "config.json").read_text()) | dict(n_positions=32)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(from_scratch(corpus, config=str(tmp_path)), tmp_path, ConfigError, "sequences of 64 tokens.*32 positions")
+
+
+def test_a_run_file_that_is_wrong(corpus, tmp_path):
+    run = tmp_path / "run.toml"
+    for text, message in (
+        ("learning_rat = 1.0", "unknown key `learning_rat` in .*run.toml; did you mean `learning_rate`"),
+        ("batch_size = 'many'", "`batch_size` in .* should be of type int"),
+        ("precision = 'fp8'", "should be one of float32, bf16, fp16"),
+        ("= 3", "cannot be read as TOML"),
+    ):
+        run.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_run(DenseSettings, run)
+
+
+def test_flags_override_the_run_file_and_its_paths_are_relative_to_it(tmp_path):
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "run.toml").write_text('config = "c"\ntokenizer = "t"\ntrain = ["packed"]\nseed = 3\nbatch_size = 4\n')
+    settings = read_run(DenseSettings, tmp_path / "run.toml", {"batch_size": 16, "train": ["elsewhere"]})
+    assert (settings.seed, settings.batch_size, settings.train) == (3, 16, ("elsewhere",))
+    settings = read_run(DenseSettings, tmp_path / "run.toml")
+    assert settings.train == (str(tmp_path / "packed"),)
+    assert dataclasses.replace(settings, seed=0) != settings
