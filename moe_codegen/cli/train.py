@@ -28,7 +28,8 @@ def _add(verb: str, settings_class: type[TrainSettings]) -> None:
     def command(**given: Any) -> None:
         settings = read_run(settings_class, given["run"], values_of(settings_class, given))
         transformers.logging.set_verbosity_error()
-        summary = train(settings, given["out"], callbacks=[TrainingBar(console.messages)], warn=_warn)
+        with TrainingBar(console.messages) as bar:
+            summary = train(settings, given["out"], callbacks=[bar], warn=_warn)
         if int(os.environ.get("RANK", "0")) > 0:
             return  # of the processes that torchrun started the first speaks
         if given["json_"]:
