@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise, tune, upcycle, verify
+from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise, report, tune, upcycle, verify
 from moe_codegen.cli.console import show_warning
 from moe_codegen.errors import MoECodegenError
 
@@ -30,6 +30,7 @@ for verb in (
     generate.generate,
     demo.demo,
     tune.tune,
+    report.report,
 ):
     app.command()(verb)
 
