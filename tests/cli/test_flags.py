@@ -18,6 +18,7 @@ FLAGS = {
         "--temperature",
         "--top-p",
         "--seed",
+        "--language",
         "--stop",
         "--dtype",
         "--device",
@@ -26,6 +27,7 @@ FLAGS = {
         "--json",
     ],
     "tune": ["--model", "--hidden", "--num-experts", "--top-k", "--gated", "--dtype", "--tokens"],
+    "report": ["runs", "--out"],
     "demo": ["--out", "--seed", "--steps", "--minutes"],
 }
 
