@@ -34,6 +34,8 @@ STATE = "state"
 METADATA = ".metadata"  # what torch writes last
 WEIGHTS, OPTIMIZER = "model", "optimizer"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# Settings by parameter, not by group: which parameters share a group depends on who holds what.
+BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save_state(checkpoint: Path, model: nn.Module, optimizer: Optimizer, *, with_weights: bool) -> None:
@@ -42,7 +44,7 @@ def save_state(checkpoint: Path, model: nn.Module, optimizer: Optimizer, *, with
     Raises:
         OutputError: it could not be written, here or by another process.
     """
-    state: dict[str, Any] = {OPTIMIZER: get_optimizer_state_dict(model, optimizer)}
+    state: dict[str, Any] = {OPTIMIZER: get_optimizer_state_dict(model, optimizer, options=BY_PARAMETER)}
     if with_weights:
         state[WEIGHTS] = get_model_state_dict(model)
     try:
@@ -58,9 +60,9 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> 
     Raises:
         CheckpointError: none is there, it was not finished, or it is another model's.
     """
-    state = {OPTIMIZER: get_optimizer_state_dict(model, optimizer)}
+    state = {OPTIMIZER: get_optimizer_state_dict(model, optimizer, options=BY_PARAMETER)}
     _load(checkpoint, state)
-    set_optimizer_state_dict(model, optimizer, state[OPTIMIZER])
+    set_optimizer_state_dict(model, optimizer, state[OPTIMIZER], options=BY_PARAMETER)
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
