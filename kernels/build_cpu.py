@@ -1,9 +1,10 @@
-"""Compiles the CPU kernel: run by hatchling on installation, or by hand with `python kernels/build_cpu.py`.
+"""Compiles the CPU kernels: run by hatchling on installation, or by hand with `python kernels/build_cpu.py`.
 
-One C file without dependencies, built once for each set of instructions; the processor chooses at run time. Without a
+C files without dependencies, each built once for each set of instructions; the processor chooses at run time. Without a
 C compiler the package installs all the same, and its experts run through torch's own products.
 """
 
+import itertools
 import os
 import platform
 import shutil
@@ -18,23 +19,24 @@ except ImportError:  # by hand, where hatchling need not be
     BuildHookInterface = object  # type: ignore[assignment, misc]
 
 FOLDER = Path(__file__).parent / "moe_codegen_kernels" / "cpu"
-SOURCE = FOLDER / "grouped_gemm.c"
+SOURCES = (FOLDER / "grouped_gemm.c", FOLDER / "quantised.c")
 BUILDS = {"x86_64": ("x86-64-v3", "x86-64-v4"), "aarch64": ("armv8-a",)}
 # Not linked with an OpenMP library: the functions are those of the one that torch brings.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-Wall", "-Wextra")
 
 
 def compile_kernels(folder: Path = FOLDER, builds: tuple[str, ...] | None = None) -> list[Path]:
-    """Write `grouped_gemm.<build>.so` for `builds` [all of this machine's kind] into `folder`; none without gcc."""
+    """Write `<source>.<build>.so` for `builds` [all of this machine's kind] into `folder`; none without gcc."""
     compiler = os.environ.get("CC", "gcc").split()
     if platform.system() != "Linux" or shutil.which(compiler[0]) is None:
         return []
     written = []
-    for build in BUILDS.get(platform.machine(), ()) if builds is None else builds:
-        library = folder / f"grouped_gemm.{build}.so"
+    builds = BUILDS.get(platform.machine(), ()) if builds is None else builds
+    for source, build in itertools.product(SOURCES, builds):
+        library = folder / f"{source.stem}.{build}.so"
         objects = library.with_suffix(".o")
         try:
-            compile_it = [*compiler, *FLAGS, f"-march={build}", "-c", str(SOURCE), "-o", str(objects)]
+            compile_it = [*compiler, *FLAGS, f"-march={build}", "-c", str(source), "-o", str(objects)]
             subprocess.run(compile_it, check=True, capture_output=True, text=True)
             subprocess.run([*compiler, "-shared", str(objects), "-o", str(library)], check=True, capture_output=True)
         except subprocess.CalledProcessError as failure:

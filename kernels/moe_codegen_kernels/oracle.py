@@ -98,6 +98,45 @@ def expert_ffn(
     return out_TD
 
 
+def dequantise(stored: Tensor, scales: Tensor) -> Tensor:
+    """(N, K) float64 of one matrix stored in 8 or 4 bits, value by value in Python."""
+    rows = []
+    for row, row_scales in zip(stored.tolist(), scales.double().tolist(), strict=True):
+        if stored.dtype == torch.uint8:
+            blocks = [row[start : start + 16] for start in range(0, len(row), 16)]
+            halves = [half for block in blocks for half in ([b % 16 for b in block], [b // 16 for b in block])]
+            row = [half - 16 if half > 7 else half for block in halves for half in block]
+        group = len(row) // len(row_scales)
+        rows.append([row_scales[k // group] * q for k, q in enumerate(row)])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def quantised_expert_ffn(
+    hidden_TD: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    up: Tensor,
+    up_scales: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor | None,
+    *,
+    activation: str,
+    gated: bool,
+) -> Tensor:
+    """`expert_ffn` of the dequantised weights."""
+    wide = [
+        torch.stack([dequantise(*pair) for pair in zip(matrices, scales, strict=True)]).to(hidden_TD.dtype)
+        for matrices, scales in ((up, up_scales), (down, down_scales))
+    ]
+    biases = [None if bias is None else bias.to(hidden_TD.dtype) for bias in (up_bias, down_bias)]
+    return expert_ffn(
+        hidden_TD, expert_ids_TK, weights_TK, wide[0], biases[0], wide[1], biases[1],
+        activation=activation, gated=gated,
+    )  # fmt: skip
+
+
 def _spans(offsets_E: Tensor) -> list[tuple[int, int]]:
     offsets = offsets_E.tolist()
     return list(itertools.pairwise(offsets))

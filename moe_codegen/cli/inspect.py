@@ -88,6 +88,7 @@ def _shape(inspection: Inspection) -> Rows:
         "layers": _layers(inspection),
         "experts": f"{mixture.num_experts}, top-{mixture.top_k}" if mixture else "",
         "expert names": ", ".join(mixture.expert_names or []) if mixture else "",
+        "quantised": (mixture.quantisation or "") if mixture else "",
         "expert width": f"{mixture.expert_width:,}" if mixture else "",
         "granularity": str(mixture.granularity) if mixture and mixture.granularity > 1 else "",
         "shared expert": _shared_expert(mixture),

@@ -6,3 +6,4 @@ from moe_codegen.modeling import (
 from moe_codegen.modeling.configuration import MoEConfig as MoEConfig
 from moe_codegen.modeling.modeling import MoECausalLMOutput as MoECausalLMOutput
 from moe_codegen.modeling.modeling import MoEForCausalLM as MoEForCausalLM
+from moe_codegen.modeling.quantisation import ExpertQuantisationConfig as ExpertQuantisationConfig

@@ -17,7 +17,8 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
-from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, router_z_loss
+from moe_codegen.modeling.quantisation import ExpertQuantisationConfig, quantisation_of
+from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, packing, router_z_loss
 from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
 from moe_codegen.moe.router import own_expert
 
@@ -146,21 +147,46 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         return super().train(mode)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "MoEForCausalLM":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, pack_experts: bool = False, **kwargs: Any
+    ) -> "MoEForCausalLM":
         """As transformers' `from_pretrained`, for a folder or hub id that holds a mixture.
 
+        Args:
+            expert_quantization: "int8", "int4" or an `ExpertQuantisationConfig`: the experts' weights are rounded as
+                they are loaded, one tensor at a time. A checkpoint saved from such a model is quantised already.
+            pack_experts: pack them for inference on this processor, as `moe_codegen.pack_experts` does.
+
         Raises:
-            ConfigError: it holds a dense model.
+            ConfigError: it holds a dense model, or its experts cannot be quantised, or are in another way.
         """
+        asked = kwargs.pop("expert_quantization", None)
+        if asked is not None:
+            kwargs["quantization_config"] = ExpertQuantisationConfig.of(asked)
         if cls is MoEForCausalLM:
             config = kwargs.get("config")
             if not isinstance(config, PreTrainedConfig):
                 where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
                 named = {key: kwargs[key] for key in where if key in kwargs}
                 config = MoEConfig.from_pretrained(config or pretrained_model_name_or_path, **named)
+            _check_not_quantised_otherwise(config, kwargs)
             cls = cls._class_for(config)
-            return cls.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return cls.from_pretrained(pretrained_model_name_or_path, *args, pack_experts=pack_experts, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if pack_experts:
+            packing.pack_experts(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers' `save_pretrained`; packed experts are written plain."""
+        packed = packing.is_packed(self)
+        if packed:
+            packing.unpack_experts(self)  # where they are: the state dict would hold all of them a second time
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            if packed:
+                packing.pack_experts(self)
 
     @classmethod
     def _class_for(cls, config: PreTrainedConfig) -> type["MoEForCausalLM"]:
@@ -253,6 +279,19 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             balance.append(load_balancing_loss(logits_TE, self.config.num_experts_per_tok, weights_T).to(device))
             z.append(router_z_loss(logits_TE, weights_T).to(device))
         return torch.stack(balance).mean(), torch.stack(z).mean()
+
+
+def _check_not_quantised_otherwise(config: PreTrainedConfig, arguments: dict[str, Any]) -> None:
+    """Drop a request for what the checkpoint is already; ConfigError where it is quantised in another way."""
+    stored, asked = quantisation_of(config), arguments.get("quantization_config")
+    if stored is None or asked is None:
+        return
+    if stored != asked:
+        raise ConfigError(
+            f"the checkpoint's experts are quantised already ({stored}), and {asked} was asked for; "
+            "leave it out, or load the mixture that the checkpoint was made from"
+        )
+    del arguments["quantization_config"]
 
 
 def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:

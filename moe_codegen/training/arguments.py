@@ -31,6 +31,7 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> Tra
         per_device_train_batch_size=settings.micro_batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        lr_scheduler_kwargs=_of_schedule(settings, steps),
         warmup_steps=round(settings.warmup * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -62,6 +63,12 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> Tra
     arguments = TrainingArguments(**ours, **{**DEFAULTS, **settings.trainer})
     arguments.gradient_accumulation_steps = _accumulation(settings, arguments.world_size)
     return arguments
+
+
+def _of_schedule(settings: TrainSettings, steps: int) -> dict[str, Any]:
+    if settings.schedule != "warmup_stable_decay":
+        return {}
+    return {"num_decay_steps": round(settings.decay * steps), "decay_type": "linear"}
 
 
 def _accumulation(settings: TrainSettings, processes: int) -> int:

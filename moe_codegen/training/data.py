@@ -1,6 +1,7 @@
 """The data of a run: packed sequences to train on, documents to measure the loss on; checked before anything starts."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ class PackedSequences(torch.utils.data.Dataset):
     """The rows of some folders of `data pack`, one folder after the other.
 
     Attributes:
-        languages: all their languages; the rows' `languages` are places in it.
+        languages: every name that `pack` knew of; the rows' `languages` are places in it.
+        tokens_by_language: those that have any.
         sequence_length: tokens of every row.
 
     Raises:
@@ -47,6 +49,7 @@ class PackedSequences(torch.utils.data.Dataset):
         if len(set(lengths.values())) > 1:
             raise SourceError(f"the folders hold sequences of different lengths, {lengths}; pack them alike")
         self.sequence_length: int = next(iter(lengths.values()))
+        self.tokens_by_language = _added(manifest["tokens_by_language"] for manifest in manifests.values())
         self._parts = [load_packed(folder, streaming=False) for folder in folders]
         self._places = [[self.languages.index(name) for name in packed_languages(folder)] for folder in folders]
         self._ends = np.cumsum([len(part) for part in self._parts])
@@ -58,6 +61,13 @@ class PackedSequences(torch.utils.data.Dataset):
         part = int(np.searchsorted(self._ends, index, side="right"))
         row = self._parts[part][index - int(self._ends[part]) + len(self._parts[part])]
         return {**row, "languages": [self._places[part][language] for language in row["languages"]]}
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    added: Counter[str] = Counter()
+    for some in counts:
+        added.update(some)
+    return dict(+added)
 
 
 def batch_of(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

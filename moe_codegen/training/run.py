@@ -16,7 +16,7 @@ from moe_codegen.training.arguments import training_arguments
 from moe_codegen.training.data import PackedSequences, validation_documents
 from moe_codegen.training.figures import draw
 from moe_codegen.training.folder import RunFolder, read_summary
-from moe_codegen.training.history import History, late_load, read_history
+from moe_codegen.training.history import History, Line, late_load, read_history
 from moe_codegen.training.models import load_for_training, merged
 from moe_codegen.training.parallel import Layout, whole_weights
 from moe_codegen.training.progress import RoutingWatch
@@ -65,17 +65,13 @@ def train(
     model, tokenizer = load_for_training(settings)
     data = PackedSequences(settings.train, tokenizer)
     check_fit(settings, data, model.config)
-    documents = (
-        validation_documents(settings.validation, tokenizer, settings.validation_tokens) if settings.validation else []
-    )
     flops = training_flops(model, data.sequence_length)
     steps = steps_of(settings, data, flops)
-    arguments = training_arguments(settings, folder.checkpoints, steps)
     trainer = MoETrainer(
         model,
-        arguments,
+        training_arguments(settings, folder.checkpoints, steps),
         data,
-        documents,
+        validation_documents(settings.validation, tokenizer, settings.validation_tokens) if settings.validation else [],
         tokenizer,
         router_learning_rate=getattr(settings, "router_learning_rate", None),
         keep_checkpoints=settings.keep_checkpoints,
@@ -92,21 +88,23 @@ def train(
         "steps": steps,
         "tokens": tokens,
         "passes": steps * settings.batch_size / len(data),
-        "languages": list(data.languages),
+        "tokens_by_language": data.tokens_by_language,
         "training_flops_per_token": flops,
         "training_flops": flops * tokens,
         "validation": {name: asdict(interval) for name, interval in trainer.validate().items()},
     }
     weights = whole_weights(trainer.model) if layout.is_sharded else None
     if trainer.is_world_process_zero():
-        lines = read_history(folder.history)
-        made["seconds"] = sum(line.get("seconds", 0) for line in lines)
-        load = late_load(lines)
-        if load is not None:
-            made["routing"] = load_summary(load)
-        made["figures"] = draw(lines, folder.path / "figures")
+        made |= _told_by(read_history(folder.history), folder.path / "figures")
         folder.finish(lambda path: _save(merged(trainer.model), tokenizer, path, weights), made)
     return folder.summary or made
+
+
+def _told_by(lines: list[Line], figures: Path) -> dict[str, Any]:
+    """What the history has for the summary; draws the figures."""
+    told = {"seconds": sum(line.get("seconds", 0) for line in lines), "figures": draw(lines, figures)}
+    load = late_load(lines)
+    return told if load is None else {**told, "routing": load_summary(load)}
 
 
 def layout_of(settings: TrainSettings) -> Layout:
@@ -120,6 +118,7 @@ def layout_of(settings: TrainSettings) -> Layout:
 
 def check_fit(settings: TrainSettings, data: PackedSequences, config: Any) -> None:
     """Raise ConfigError unless the data fits the model and fills a batch."""
+    held = list(data.tokens_by_language)
     positions = getattr(config, "max_position_embeddings", data.sequence_length)
     if data.sequence_length > positions:
         raise ConfigError(
@@ -131,15 +130,15 @@ def check_fit(settings: TrainSettings, data: PackedSequences, config: Any) -> No
             f"{len(data)} sequences of {data.sequence_length} tokens do not fill one batch of "
             f"batch_size={settings.batch_size}; lower it, or pack more data"
         )
-    if getattr(config, "language_routing", "none") != "none" and max(config.language_ids(data.languages)) < 0:
+    if getattr(config, "language_routing", "none") != "none" and max(config.language_ids(held)) < 0:
         raise ConfigError(
             f"the router is told languages by the names of the experts, {', '.join(config.expert_names)}, and the data "
-            f"holds {', '.join(data.languages)}; name the experts as the data names its languages"
+            f"holds {', '.join(held)}; name the experts as the data names its languages"
         )
-    if isinstance(settings, ExpertSettings) and len(data.languages) > 1:
+    if isinstance(settings, ExpertSettings) and len(held) > 1:
         raise ConfigError(
-            f"an expert learns one language and the data holds {', '.join(data.languages)}; give the folder of one, "
-            "or train on all with `moe-codegen train dense`"
+            f"an expert learns one language and the data holds {', '.join(held)}; give the folder of one, packed with "
+            f"`--weights {held[0]}=1`, or train on all with `moe-codegen train dense`"
         )
 
 

@@ -24,7 +24,10 @@ class TrainSettings:
     micro_batch_size: int = setting(8, "sequences a process takes at once; divides batch_size / processes")
     learning_rate: float = setting(3e-4, "at the peak")
     warmup: float = setting(0.02, "share of the steps in which the learning rate rises (again) from zero")
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "from the peak on: to zero, or constant")
+    schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = setting(
+        "cosine", "from the peak on: to zero; constant; or constant, then linearly to zero"
+    )
+    decay: float = setting(0.2, "share of the steps in which warmup_stable_decay falls to zero, at the end")
     weight_decay: float = setting(0.1, "AdamW's, on matrices")
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0 leaves them")
     precision: Literal["float32", "bf16", "fp16"] = setting("float32", "of the computation; weights stay float32")
@@ -52,6 +55,8 @@ class TrainSettings:
             raise ConfigError(f"learning_rate={self.learning_rate} should be positive, such as 3e-4")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup={self.warmup} is a share of the steps and should lie between 0 and 1")
+        if not 0 < self.decay <= 1 - self.warmup:
+            raise ConfigError(f"decay={self.decay} is a share of the steps: above 0, and with warmup at most 1")
         self._check_sharing()
         if self.trainer.get("label_smoothing_factor"):
             raise ConfigError(
@@ -74,15 +79,14 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class DenseSettings(TrainSettings):
-    """Train a dense model: a base, or the universal rival of a mixture at equal training FLOPs."""
+class DenseModelSettings(TrainSettings):
+    """What runs of a dense model have: a checkpoint or a new model, and which part of it is trained."""
 
     config: str = setting("", "config.json of a model to train from scratch, instead of `model`", is_path=True)
     tokenizer: str = setting("", "folder of the tokenizer of a model from scratch", is_path=True)
     parts: Literal["all", "ffn", "lora"] = setting("all", "what is trained: everything, the FFNs, or LoRA (merged)")
     lora_rank: int = setting(16, "rank of the LoRA matrices")
     lora_alpha: float = setting(32.0, "LoRA's scale: the update is multiplied by alpha / rank")
-    equal_flops: tuple[str, ...] = setting((), "finished runs whose training FLOPs in all are spent", is_path=True)
 
     def check(self) -> None:
         """As `TrainSettings.check`."""
@@ -93,13 +97,24 @@ class DenseSettings(TrainSettings):
             raise ConfigError("a model from scratch needs `tokenizer`, the folder of the one the data was packed with")
         if self.config and self.parts != "all":
             raise ConfigError(f"parts={self.parts!r} would leave a model from scratch mostly random; use 'all'")
-        if self.equal_flops and self.tokens is not None:
-            raise ConfigError("`tokens` and `equal_flops` both say how long to train; give one of them")
         _at_least("lora_rank", self.lora_rank, 1)
 
 
 @dataclass(frozen=True)
-class ExpertSettings(DenseSettings):
+class DenseSettings(DenseModelSettings):
+    """Train a dense model: a base, or the universal rival of a mixture at equal training FLOPs."""
+
+    equal_flops: tuple[str, ...] = setting((), "finished runs whose training FLOPs in all are spent", is_path=True)
+
+    def check(self) -> None:
+        """As `TrainSettings.check`."""
+        super().check()
+        if self.equal_flops and self.tokens is not None:
+            raise ConfigError("`tokens` and `equal_flops` both say how long to train; give one of them")
+
+
+@dataclass(frozen=True)
+class ExpertSettings(DenseModelSettings):
     """Continue a dense base on one language."""
 
 

@@ -8,13 +8,14 @@ from moe_codegen.architectures import DenseCheckpoint
 from moe_codegen.checkpoint import CheckpointReader, read_json
 from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
 from moe_codegen.modeling.parameters import ParameterCount, count_parameters
+from moe_codegen.modeling.quantisation import quantisation_of
 from moe_codegen.upcycle.mixture import open_mixture
 from moe_codegen.upcycle.provenance import PROVENANCE_FILE
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What only a mixture has; the fields are those of `MoEConfig`."""
+    """What only a mixture has; the fields are those of `MoEConfig`, and how its experts are quantised, in words."""
 
     num_experts: int
     top_k: int
@@ -25,6 +26,7 @@ class Mixture:
     shared_expert_weight: float | None
     router: str
     norm_topk_prob: bool
+    quantisation: str | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _inspect_dense(dense: DenseCheckpoint) -> Inspection:
 
 
 def _inspect_mixture(folder: Path) -> Inspection:
-    config, reader = open_mixture(folder)
+    config, reader = open_mixture(folder, allow_quantised=True)
     return Inspection(
         path=folder,
         family=config.architecture.family,
@@ -117,6 +119,7 @@ def _inspect_mixture(folder: Path) -> Inspection:
             shared_expert_weight=config.shared_expert_weight if config.shared_expert else None,
             router=config.router_type,
             norm_topk_prob=config.norm_topk_prob,
+            quantisation=str(quantisation) if (quantisation := quantisation_of(config)) else None,
         ),
         parameters=count_parameters(config),
         dtypes=_dtypes(reader),

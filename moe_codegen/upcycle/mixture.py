@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-from moe_codegen.architectures.dense import empty_model
 from moe_codegen.checkpoint import CheckpointReader, read_json
 from moe_codegen.errors import CheckpointError
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
+from moe_codegen.modeling.quantisation import quantisation_of, stored_model
 
 
-def open_mixture(folder: Path) -> tuple[MoEConfig, CheckpointReader]:
+def open_mixture(folder: Path, allow_quantised: bool = False) -> tuple[MoEConfig, CheckpointReader]:
     """Configuration and weights of the mixture in `folder`; reads headers only.
 
     Raises:
-        CheckpointError: it is none, or its weights are not those its configuration asks for.
+        CheckpointError: it is none, its weights are not those its configuration asks for, or its experts are
+            quantised and that is not allowed.
     """
     model_type = read_json(folder / "config.json").get("model_type", "")
     if not model_type.startswith(MODEL_TYPE_PREFIX):
@@ -22,7 +23,12 @@ def open_mixture(folder: Path) -> tuple[MoEConfig, CheckpointReader]:
             f"make one with `moe-codegen upcycle {folder} OUT`"
         )
     config, reader = MoEConfig.from_pretrained(folder), CheckpointReader(folder)
-    for name, parameter in empty_model(config).named_parameters():
+    quantisation = quantisation_of(config)
+    if quantisation is not None and not allow_quantised:
+        raise CheckpointError(
+            f"the experts of {folder} are quantised ({quantisation}); give the mixture that it was made from"
+        )
+    for name, parameter in stored_model(config).named_parameters():
         found = reader.headers.get(name)
         if found is None or found.shape != tuple(parameter.shape):
             raise CheckpointError(

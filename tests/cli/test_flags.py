@@ -8,6 +8,7 @@ from moe_codegen.cli import app
 
 FLAGS = {
     "inspect": ["paths", "--json"],
+    "quantise": ["source", "out", "--bits", "--group-size", "--max-shard-size", "--json"],
     "generate": [
         "path",
         "prompt",
@@ -17,6 +18,7 @@ FLAGS = {
         "--temperature",
         "--top-p",
         "--seed",
+        "--language",
         "--stop",
         "--dtype",
         "--device",

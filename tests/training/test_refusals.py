@@ -38,6 +38,7 @@ def refused(settings, folder, error, message):
         (dict(model="x"), "either `model`"),
         (dict(parts="ffn"), "from scratch mostly random"),
         (dict(warmup=100), "a share of the steps"),
+        (dict(schedule="warmup_stable_decay", warmup=0.5, decay=0.6), "with warmup at most 1"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -45,7 +45,7 @@ def mix_settings(mixture, corpus, **fields):
 
 
 def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
-    settings = from_scratch(corpus, tokens=20 * STEP, evaluate_every=10, log_every=3)
+    settings = from_scratch(corpus, tokens=20 * STEP, evaluate_every=10, log_every=3, checkpoint_every=9)
     summary = train(settings, tmp_path / "out")
     lines = read_history(tmp_path / "out" / "history.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -59,6 +59,15 @@ def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
     assert (summary["steps"], summary["tokens"]) == (20, 20 * STEP)
     assert read_run(DenseSettings, tmp_path / "out" / "run.toml") == settings
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_the_learning_rate_stays_at_the_peak_and_then_falls_to_zero(corpus, tmp_path):
+    schedule = dict(schedule="warmup_stable_decay", warmup=0.2, decay=0.4)
+    train(from_scratch(corpus, tokens=10 * STEP, log_every=1, validation="", **schedule), tmp_path / "out")
+    lines = read_history(tmp_path / "out" / "history.jsonl")
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    # The rate that a step was made with: two steps up, to the fourth from the end at the peak, four down.
+    assert [rate / max(rates) for rate in rates] == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
 
 def test_a_finished_run_is_not_done_again(corpus, base):
@@ -114,6 +123,19 @@ def test_a_mixtures_history_has_its_losses_and_its_load_by_language(corpus, mixt
     assert (first.sum(-1)[:, 0] == first.sum(-1)[:, 1]).all()
     assert 0.9 * summary["tokens"] < first[:, 0].sum() <= summary["tokens"]
     assert MoEForCausalLM.from_pretrained(tmp_path / "out").config.router_aux_loss_coef == 0.5
+
+
+def test_a_batch_in_other_micro_batches_gives_the_same_losses(corpus, base, tmp_path):
+    losses = {}
+    for size in (8, 4, 2):
+        settings = DenseSettings(
+            model=base, train=(corpus.mixed,), tokens=10 * STEP, **QUICK | {"micro_batch_size": size}
+        )
+        train(dataclasses.replace(settings, log_every=1), tmp_path / str(size))
+        losses[size] = [line["loss"] for line in read_history(tmp_path / str(size) / "history.jsonl") if "loss" in line]
+    assert len(losses[8]) == 10
+    assert losses[4] == pytest.approx(losses[8], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[8], abs=1e-5)
 
 
 def test_the_router_has_a_learning_rate_of_its_own(corpus, mixture, tmp_path):

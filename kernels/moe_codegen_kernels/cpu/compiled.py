@@ -1,7 +1,7 @@
-"""The compiled CPU kernel: `grouped_gemm.c` for the instructions of this processor, where the installation has it.
+"""The compiled CPU kernels: `grouped_gemm.c` and `quantised.c` for the instructions of this processor.
 
-`kernels/build_cpu.py` compiles it when the package is installed and a C compiler is found. Without it everything here
-runs through torch; `describe_cpu_path` says which of the two it is, and why.
+`kernels/build_cpu.py` compiles them when the package is installed and a C compiler is found. Without them everything
+here runs through torch; `describe_cpu_path` says which of the two it is, and why.
 """
 
 import ctypes
@@ -20,20 +20,28 @@ ROWS, COLUMNS, PANELS = 0, 1, 2
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | str:
-    """The compiled kernel, or why there is none."""
+def load(kernel: str) -> ctypes.CDLL | str:
+    """`kernel`.c as compiled for this processor, or why there is none."""
     capability = torch.backends.cpu.get_cpu_capability()
     build = BUILDS.get(capability)
     if build is None:
         return f"no build for {capability}"
-    path = FOLDER / f"grouped_gemm.{build}.so"
+    path = FOLDER / f"{kernel}.{build}.so"
     if not path.exists():
         return f"{path.name} is missing; install a C compiler (gcc), then this package again"
     try:
         # Its OpenMP functions are found in the library torch has loaded, so both share one team of threads.
-        library = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as failure:
         return f"{path.name} does not load: {failure}"
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """`grouped_gemm.c`."""
+    library = load("grouped_gemm")
+    if isinstance(library, str):
+        return library
     integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
     library.grouped_gemm.argtypes = [integer] * 3 + [long] * 3 + [pointer] * 5
     library.grouped_gemm.restype = None

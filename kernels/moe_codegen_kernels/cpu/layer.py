@@ -33,10 +33,10 @@ def expert_ffn(
     gated: bool,
     keep_preactivation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """out_TD, preactivation_RG (empty unless kept), order_R, inverse_R, offsets_E."""
+    """out_TD, preactivation_RG (empty unless kept), order_R, inverse_R, offsets_E; `up` and `down` may be packed."""
     order_R, inverse_R, offsets_E = routing_plan(expert_ids_TK, up.shape[0])
     sums = wide(hidden_TD.dtype)
-    y_RD = hidden_TD.new_empty(order_R.numel(), down.shape[1], dtype=sums)
+    y_RD = hidden_TD.new_empty(order_R.numel(), hidden_TD.shape[1], dtype=sums)
     h_RG = hidden_TD.new_empty((order_R.numel(), up.shape[1]) if keep_preactivation else (0,))
     for experts, rows in _groups(offsets_E):
         bounds = offsets_E[experts.start : experts.stop + 1] - rows.start

@@ -45,12 +45,17 @@ def product(
 ) -> Tensor:
     """Each expert's rows times its matrix, plus its bias; rows of no expert are not written.
 
-    rows_RK: (R, K) of the `wide` dtype. matrices: (E, N, K), or (E, K, N) when `transposed`. out_RN: where to put it.
+    rows_RK: (R, K) of the `wide` dtype. out_RN: where to put it.
+    matrices: (E, N, K), or (E, K, N) when `transposed`, or packed (E, N / P, K, P).
     """
+    packed = matrices.dim() == 4
     if out_RN is None:
-        out_RN = rows_RK.new_empty(rows_RK.shape[0], matrices.shape[2 if transposed else 1])
-    layout = compiled.COLUMNS if transposed else compiled.ROWS
-    if compiled.takes(rows_RK, matrices, layout, out_RN) and not _better_in_16_bits(matrices.dtype, offsets_E):
+        columns = matrices.shape[1] * matrices.shape[3] if packed else matrices.shape[2 if transposed else 1]
+        out_RN = rows_RK.new_empty(rows_RK.shape[0], columns)
+    layout = compiled.PANELS if packed else compiled.COLUMNS if transposed else compiled.ROWS
+    if packed or (
+        compiled.takes(rows_RK, matrices, layout, out_RN) and not _better_in_16_bits(matrices.dtype, offsets_E)
+    ):
         compiled.grouped_gemm(rows_RK, matrices, layout, bias_EN, offsets_E, out_RN)
         return out_RN
     for expert, rows in touched(offsets_E):

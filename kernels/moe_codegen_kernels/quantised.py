@@ -1,0 +1,231 @@
+"""`quantised_expert_ffn`: the experts of one MoE layer with weights of 8 or 4 bits, as one op.
+
+It computes what `expert_ffn` does on the dequantised weights. The weights are frozen: gradients reach hidden_TD and
+weights_TK, so that adapters elsewhere and the router train; h is computed again in the backward pass.
+
+On the CPU weights are read as they are stored (`cpu/quantised.py`). On other devices the experts that tokens chose are
+made wide again and run by `expert_ffn`: right, and no faster than it.
+
+    T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k, g values that share a scale.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_codegen_kernels.activations import ACTIVATIONS
+from moe_codegen_kernels.cpu import quantised as cpu
+from moe_codegen_kernels.quantised_weights import BITS, dequantise
+
+
+def quantised_expert_ffn(
+    hidden_TD: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    up: Tensor,
+    up_scales: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor | None,
+    *,
+    activation: str,
+    gated: bool,
+) -> Tensor:
+    """Send each token through its chosen experts and sum what they say, weighed.
+
+    hidden_TD: (T, D) of any float dtype. expert_ids_TK: (T, K) integers; an id of E or more contributes nothing.
+    weights_TK: (T, K), best float32. up, up_scales: `quantise_weight` of (E, G, D); down, down_scales: of (E, D, F);
+    bits and groups show in dtypes and shapes. up_bias: (E, G), down_bias: (E, D), of any float dtype. Returns (T, D)
+    of hidden's dtype; the same inputs give the same bits. Raises ValueError where the arguments do not fit, or where
+    a gradient of the experts is asked for.
+    """
+    experts = (up, up_scales, up_bias, down, down_scales, down_bias)
+    _check(hidden_TD, expert_ids_TK, weights_TK, *experts, activation, gated)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in experts):
+        raise ValueError(
+            "quantised experts are frozen; set requires_grad=False on their scales and biases, "
+            "or load the model without quantisation to train them"
+        )
+    return torch.ops.moe_codegen.quantised_expert_ffn(hidden_TD, expert_ids_TK, weights_TK, *experts, activation, gated)
+
+
+def _check(
+    hidden_TD: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    up: Tensor,
+    up_scales: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor | None,
+    activation: str,
+    gated: bool,
+) -> None:
+    """Say which argument does not fit the others."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}")
+    for name, tensor in (("up", up), ("down", down)):
+        if tensor.dtype not in BITS:
+            raise ValueError(
+                f"{name} is {tensor.dtype}; expected int8 or uint8, as quantise_weight gives them. Adapters cannot be "
+                "added to quantised experts: choose other parameters for them, or load the model without quantisation"
+            )
+    for name, tensor in (("up_scales", up_scales), ("down_scales", down_scales)):
+        if tensor.dtype != torch.bfloat16:
+            raise ValueError(f"{name} is {tensor.dtype}; expected bfloat16, in which quantise_weight gives them")
+    if hidden_TD.dim() != 2 or up.dim() != 3 or down.dim() != 3:
+        raise ValueError(
+            f"hidden_TD {tuple(hidden_TD.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)}; "
+            "expected (tokens, model), (experts, hidden, stored model) and (experts, model, stored hidden)"
+        )
+    tokens, model = hidden_TD.shape
+    experts, grown, _ = up.shape
+    hidden = grown // 2 if gated else grown
+    expected = {
+        "up": (up, (experts, 2 * hidden if gated else hidden, _stored(model, up))),
+        "up_scales": (up_scales, (experts, grown, _groups(model, up_scales))),
+        "up_bias": (up_bias, (experts, grown)),
+        "down": (down, (experts, model, _stored(hidden, down))),
+        "down_scales": (down_scales, (experts, model, _groups(hidden, down_scales))),
+        "down_bias": (down_bias, (experts, model)),
+        "weights_TK": (weights_TK, tuple(expert_ids_TK.shape)),
+        "expert_ids_TK": (expert_ids_TK, (tokens, expert_ids_TK.shape[-1])),
+    }
+    for name, (given, shape) in expected.items():
+        if given is not None and tuple(given.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; expected {shape} (gated={gated})")
+
+
+def _stored(columns: int, tensor: Tensor) -> int:
+    return columns * BITS[tensor.dtype] // 8
+
+
+def _groups(columns: int, scales: Tensor) -> int:
+    """The number of groups that the scales have, if it divides `columns`."""
+    groups = scales.shape[-1]
+    return groups if groups and columns % groups == 0 else 1
+
+
+@torch.library.custom_op("moe_codegen::quantised_expert_ffn", mutates_args=(), device_types="cpu")
+def quantised_expert_ffn_op(
+    hidden_TD: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    up: Tensor,
+    up_scales: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor | None,
+    activation: str,
+    gated: bool,
+) -> Tensor:
+    """out_TD."""
+    experts = (up, up_scales, up_bias, down, down_scales, down_bias)
+    return cpu.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, *experts, activation, gated)
+
+
+@quantised_expert_ffn_op.register_kernel("cuda")
+def quantised_expert_ffn_wide(
+    hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *experts_and_kind: Any
+) -> Tensor:
+    """The op on a device without a kernel of its own."""
+    *experts, activation, gated = experts_and_kind
+    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, *experts)
+    out_TD, *_ = torch.ops.moe_codegen.expert_ffn(
+        hidden_TD, touched_ids_TK, weights_TK, *wide, activation, gated, False, False
+    )
+    return out_TD
+
+
+@quantised_expert_ffn_op.register_fake
+def _(hidden_TD: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(hidden_TD)
+
+
+@torch.library.custom_op("moe_codegen::quantised_expert_ffn_backward", mutates_args=(), device_types="cpu")
+def quantised_expert_ffn_backward_op(
+    grad_TD: Tensor,
+    hidden_TD: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    up: Tensor,
+    up_scales: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor | None,
+    activation: str,
+    gated: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden_TD and weights_TK."""
+    experts = (up, up_scales, up_bias, down, down_scales, down_bias)
+    return cpu.expert_ffn_backward(grad_TD, hidden_TD, expert_ids_TK, weights_TK, *experts, activation, gated)
+
+
+@quantised_expert_ffn_backward_op.register_kernel("cuda")
+def quantised_expert_ffn_backward_wide(
+    grad_TD: Tensor, hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *experts_and_kind: Any
+) -> tuple[Tensor, Tensor]:
+    """The op on a device without a kernel of its own."""
+    *experts, activation, gated = experts_and_kind
+    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, *experts)
+    _, preactivation_RG, *plan = torch.ops.moe_codegen.expert_ffn(
+        hidden_TD, touched_ids_TK, weights_TK, *wide, activation, gated, True, True
+    )
+    needs = [True, True, False, False, False, False]
+    d_hidden, d_weights, *_ = torch.ops.moe_codegen.expert_ffn_backward(
+        grad_TD, hidden_TD, weights_TK, *wide, preactivation_RG, *plan, activation, gated, needs
+    )
+    return d_hidden, d_weights
+
+
+@quantised_expert_ffn_backward_op.register_fake
+def _(
+    grad_TD: Tensor, hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(hidden_TD), torch.empty_like(weights_TK)
+
+
+def _widen_touched(
+    expert_ids_TK: Tensor,
+    dtype: torch.dtype,
+    up: Tensor,
+    up_scales: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The ids counted anew over the experts that occur, and those experts in `dtype`; waits for the device."""
+    is_chosen_E = torch.zeros(up.shape[0] + 1, dtype=torch.bool, device=up.device)
+    is_chosen_E[expert_ids_TK.clamp(max=up.shape[0]).flatten()] = True
+    is_chosen_E[0] |= ~is_chosen_E[:-1].any()  # one at least, for `expert_ffn` wants to see its shape
+    chosen = is_chosen_E[:-1].nonzero().flatten()
+    # Ids of no expert are counted after the last chosen one.
+    touched_ids_TK = (is_chosen_E.cumsum(0) - 1)[expert_ids_TK.clamp(max=up.shape[0])]
+    wide = (
+        dequantise(up[chosen], up_scales[chosen], dtype),
+        None if up_bias is None else up_bias[chosen].to(dtype),
+        dequantise(down[chosen], down_scales[chosen], dtype),
+        None if down_bias is None else down_bias[chosen].to(dtype),
+    )
+    return touched_ids_TK, wide
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.activation, ctx.gated = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
+    d_hidden_TD, d_weights_TK = torch.ops.moe_codegen.quantised_expert_ffn_backward(
+        grad_TD, *ctx.saved_tensors, ctx.activation, ctx.gated
+    )
+    return d_hidden_TD, None, d_weights_TK, *[None] * 8
+
+
+quantised_expert_ffn_op.register_autograd(_gradients, setup_context=_keep)

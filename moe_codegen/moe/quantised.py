@@ -1,0 +1,69 @@
+"""The experts with weights of 8 or 4 bits, run by `quantised_expert_ffn` whatever implementation the model is set to.
+
+Dimensions: T tokens, D model, K experts per token.
+"""
+
+import torch
+from torch import nn
+
+from moe_codegen.errors import ConfigError
+from moe_codegen.moe.experts import Experts
+from moe_codegen.moe.implementation import ACTIVATION_OF
+from moe_codegen_kernels import quantised_expert_ffn
+from moe_codegen_kernels.quantised_weights import STORED, check_group
+
+SCALES = "_scales"  # what follows a weight's name in that of its scales
+
+
+class QuantisedExperts(nn.Module):
+    """`Experts` as they are stored in 8 or 4 bits; frozen, with gradients for what comes before them.
+
+    Parameters: those of `Experts` under their names, the weights in the layout of `quantise_weight`, and beside each
+    weight its scales, such as `up_proj_scales`, in bfloat16.
+    """
+
+    def __init__(self, experts: Experts, bits: int, group_size: int | None) -> None:
+        """Empty ones in the place of `experts`; ConfigError where they or their sizes do not allow it."""
+        super().__init__()
+        self.num_experts, self.has_gate, self.has_bias = experts.num_experts, experts.has_gate, experts.has_bias
+        if type(experts.act_fn) not in ACTIVATION_OF:
+            raise ConfigError(f"experts with the activation {type(experts.act_fn).__name__} cannot be quantised")
+        self.activation = ACTIVATION_OF[type(experts.act_fn)]
+        for name, parameter in experts.named_parameters():
+            if name.endswith("_bias"):
+                self._add(name, parameter)
+                continue
+            *rows, columns = parameter.shape
+            try:
+                group = check_group(columns, bits, group_size)
+            except ValueError as error:
+                raise ConfigError(f"{name} {tuple(parameter.shape)}: {error}") from None
+            self._add(name, parameter.new_empty(*rows, columns * bits // 8, dtype=STORED[bits]))
+            self._add(name + SCALES, parameter.new_empty(*rows, columns // group, dtype=torch.bfloat16))
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Experts.forward`: (T, D), (T, K), (T, K) -> (T, D)."""
+        inner = "gate_up_proj" if self.has_gate else "up_proj"
+        return quantised_expert_ffn(
+            hidden_states,
+            top_k_index,
+            top_k_weights,
+            *self._of(inner),
+            *self._of("down_proj"),
+            activation=self.activation,
+            gated=self.has_gate,
+        )
+
+    def freeze(self) -> None:
+        """Whoever loads parameters makes those of float dtypes trainable."""
+        self.requires_grad_(False)
+
+    def _of(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Weight, scales and bias. A model cast to another dtype has had its scales cast: back is without loss."""
+        scales = getattr(self, name + SCALES).to(torch.bfloat16)
+        return getattr(self, name), scales, getattr(self, f"{name}_bias") if self.has_bias else None
+
+    def _add(self, name: str, tensor: torch.Tensor) -> None:
+        self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
