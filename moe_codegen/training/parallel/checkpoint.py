@@ -5,6 +5,7 @@ parameters' names. The optimiser's state is always there. The weights are there 
 they are beside it, as `save_pretrained` writes them.
 """
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,8 @@ from torch.optim import Optimizer
 from transformers import AutoConfig
 
 from moe_codegen.architectures.dense import empty_model
-from moe_codegen.checkpoint import CheckpointReader
-from moe_codegen.checkpoint.staging import NO_SPACE
+from moe_codegen.checkpoint import CheckpointReader, resolve_target
+from moe_codegen.checkpoint.staging import NO_SPACE, staged_path
 from moe_codegen.errors import CheckpointError, OutputError
 
 STATE = "state"
@@ -104,11 +105,15 @@ def whole_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def merge_checkpoint(checkpoint: Path, out: Path) -> None:
-    """Write the model of a sharded checkpoint as a folder that `from_pretrained` loads; one process does it.
+    """Write the model of a sharded checkpoint, and its tokenizer, as a folder that `from_pretrained` loads.
+
+    One process does it, with all weights in its memory.
 
     Raises:
-        CheckpointError: `checkpoint` holds no sharded weights.
+        CheckpointError: `checkpoint` holds no sharded weights, or is not whole.
+        OutputError: `out` is there already.
     """
+    out = resolve_target(out)
     if not has_sharded_weights(checkpoint):
         raise CheckpointError(
             f"{checkpoint} holds no sharded weights; a checkpoint whose weights are whole is loaded as it is"
@@ -119,7 +124,12 @@ def merge_checkpoint(checkpoint: Path, out: Path) -> None:
     weights = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
     with _quiet_alone():
         dcp.load({WEIGHTS: weights}, checkpoint_id=checkpoint / STATE, no_dist=True)
-    model.save_pretrained(out, state_dict=weights)
+    staged = staged_path(out)
+    shutil.rmtree(staged, ignore_errors=True)
+    model.save_pretrained(staged, state_dict=weights)
+    for file in checkpoint.glob("*token*"):
+        shutil.copy(file, staged)
+    staged.replace(out)
 
 
 def _load(checkpoint: Path, state: dict[str, Any]) -> None:
