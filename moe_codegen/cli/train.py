@@ -30,8 +30,8 @@ def _add(verb: str, settings_class: type[TrainSettings]) -> None:
         settings = read_run(settings_class, given["run"], values_of(settings_class, given))
         transformers.logging.set_verbosity_error()
         is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started it speaks for all
-        warn = _warn if is_first else _say_nothing
-        summary = train(settings, given["out"], callbacks=[TrainingBar(console.messages)], warn=warn)
+        with TrainingBar(console.messages) as bar:
+            summary = train(settings, given["out"], callbacks=[bar], warn=_warn if is_first else _say_nothing)
         if not is_first:
             return
         if given["json_"]:
