@@ -27,15 +27,16 @@ def run(options: argparse.Namespace) -> Result:
     with source_and_mixture(options) as (source, mixture):
         if not mixture.exists():
             upcycle(source, mixture, num_experts=options.num_experts, dtype="bfloat16")
-        for name, model_class, path in (
-            ("dense", AutoModelForCausalLM, source),
-            ("mixture", MoEForCausalLM, mixture),
+        for name, model_class, path, packed in (
+            ("dense", AutoModelForCausalLM, source, {}),
+            ("mixture", MoEForCausalLM, mixture, {}),
+            ("mixture, packed", MoEForCausalLM, mixture, {"pack_experts": True}),
         ):
-            model = model_class.from_pretrained(path, dtype=torch.bfloat16).eval()
+            model = model_class.from_pretrained(path, dtype=torch.bfloat16, **packed).eval()
             rows.append(_measure(name, model, options.tokens, options.repeats))
             del model
-    dense, sparse = (row["tokens / s"] for row in rows)
-    return Result(rows, notes=[f"mixture / dense: {sparse / dense:.2f}"])
+    dense = rows[0]["tokens / s"]
+    return Result(rows, notes=[f"{row['model']} / dense: {row['tokens / s'] / dense:.2f}" for row in rows[1:]])
 
 
 def _measure(name: str, model: PreTrainedModel, tokens: int, repeats: int) -> Row:

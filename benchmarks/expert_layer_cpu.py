@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.expert_layer import DENSE, Layer, Run, dense, loop, make_layer, ours, transformers_implementation
+from benchmarks.expert_layer import (
+    DENSE,
+    Layer,
+    Run,
+    dense,
+    loop,
+    make_layer,
+    ours,
+    step_of,
+    transformers_implementation,
+)
 from benchmarks.expert_layer import grouped_mm_experts_forward as grouped_mm
 from benchmarks.registry import Result, Row, case
 from benchmarks.shapes import SHAPES
@@ -61,6 +71,36 @@ def run(options: argparse.Namespace) -> Result:
         "best of the runs, in ms; `of limit`: the limit's time over the measured one",
     ]
     return Result(rows, notes, [_draw(rows, options.out)] if options.out else [])
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What to run on what."""
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1024])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--shape", choices=SHAPES, default="santacoder")
+    parser.add_argument("--seconds", type=float, default=4, help="for each contender; at least one run is measured")
+
+
+@case(
+    "layer-cpu-training", "one expert layer on the CPU forward and backward, beside a dense FFN", add_training_options
+)
+def train(options: argparse.Namespace) -> Result:
+    """Gradients of the input and of every weight, beside one dense FFN of equal FLOPs; the best of the runs."""
+    rows: list[Row] = []
+    for name in options.dtypes:
+        for tokens in options.tokens:
+            layer = make_layer(SHAPES[options.shape], tokens, "balanced", "cpu", DTYPES[name])
+            times = {}
+            for contender, forward in (("moe_codegen", ours(layer)), (DENSE, dense(layer))):
+                step, _ = step_of(layer, forward, backward=True)
+                times[contender] = _best(step, options.seconds)[0]
+            flops = 3 * layer.shape.forward_flops(tokens)
+            rows += [
+                {"dtype": name, "tokens": tokens, "contender": contender, "ms": 1e3 * seconds}
+                | {"GFLOP/s": flops / seconds / 1e9, "/ dense": seconds / times[DENSE]}
+                for contender, seconds in times.items()
+            ]
+    return Result(rows, notes=[describe_cpu_path()])
 
 
 def _rows(name: str, layer: Layer, packed: Layer | None, seconds: float, bandwidth: float, peak: float) -> list[Row]:
@@ -154,10 +194,10 @@ def _dense_packed(layer: Layer) -> Run:
     return lambda hidden_TD: packed_expert_ffn(hidden_TD.repeat(top_k, 1), ids_R1, weights_R1, *one, **kind)
 
 
-def _best(step: Callable[[], Tensor], seconds: float) -> tuple[float, Tensor]:
+def _best(step: Callable[[], Any], seconds: float) -> tuple[float, Any]:
     """Seconds of the fastest run, and the first one's result; a run of over a second needs no second one."""
     times: list[float] = []
-    out: Tensor | None = None
+    out: Any = None
     end = time.perf_counter() + seconds
     while out is None or time.perf_counter() < end or (len(times) == 1 and times[0] < 1):
         start = time.perf_counter()
