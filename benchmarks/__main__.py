@@ -49,13 +49,20 @@ def run_case(case: Case, options: argparse.Namespace) -> None:
         console.print(note)
     for picture in result.pictures:
         console.print(f"drawn: {picture}")
-    settings = {key: str(value) for key, value in vars(options).items() if key not in ("out", "folder")}
+    settings = {key: _told(value) for key, value in vars(options).items() if key not in ("out", "folder")}
     record = {"settings": settings, "machine": machine, "rows": result.rows, "notes": result.notes}
     line = json.dumps({"case": case.name, **record})
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"{case.name}.json").write_text(line + "\n")
     print(line)
+
+
+def _told(value: object) -> str:
+    """A setting as a record holds it: of a path its last part, for a record keeps no path of its machine."""
+    if isinstance(value, list):
+        return ", ".join(map(_told, value))
+    return value.name if isinstance(value, Path) else str(value)
 
 
 def as_table(result: Result) -> Table:

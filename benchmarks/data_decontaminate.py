@@ -21,7 +21,7 @@ PLANTED_KEYS = ("prompt", "canonical_solution", "canonical")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of this case."""
     parser.add_argument(
-        "--benchmarks", nargs="+", default=[], help="JSONL files or folders of HumanEval, MBPP, MultiPL-E"
+        "--benchmarks", nargs="+", type=Path, default=[], help="JSONL files or folders of HumanEval, MBPP, MultiPL-E"
     )
     parser.add_argument("--files", type=int, default=3000, help="innocent files")
 
@@ -35,11 +35,7 @@ def run(options: argparse.Namespace) -> Result:
     generator = random.Random(0)
     tables = [pq.read_table(path, columns=["content"]) for path in sorted(corpus.glob("*.parquet"))]
     innocent = generator.sample([text for table in tables for text in table["content"].to_pylist()], options.files)
-    paths = [
-        path
-        for name in options.benchmarks
-        for path in ([Path(name)] if Path(name).is_file() else Path(name).rglob("*.jsonl"))
-    ]
+    paths = [path for name in options.benchmarks for path in ([name] if name.is_file() else name.rglob("*.jsonl"))]
     texts = [
         (key, row[key])
         for path in sorted(paths)
@@ -53,7 +49,7 @@ def run(options: argparse.Namespace) -> Result:
         names += [f"{key}/{number}" for number, (key, _) in enumerate(texts)]
         pq.write_table(pa.table({"path": names, "content": innocent + planted}), Path(folder, "files.parquet"))
         start = time.perf_counter()
-        settings = DecontaminateSettings(tuple(options.benchmarks))
+        settings = DecontaminateSettings(tuple(map(str, options.benchmarks)))
         decontaminate(open_source(Path(folder, "files.parquet")), Path(folder, "out"), settings)
         seconds = time.perf_counter() - start
         left = [name.as_py() for path in Path(folder, "out").glob("*.parquet") for name in pq.read_table(path)["path"]]

@@ -37,6 +37,17 @@ def settings_from(settings_class: type[S], values: Mapping[str, Any], where: str
     return settings_class(**checked)
 
 
+def check_between(settings: Any, low: float, high: float, *names: str, open_ended: bool = False) -> None:
+    """Raises `ConfigError` for the first of these fields that is given and not between the bounds.
+
+    `open_ended`, the bounds themselves are outside.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not (low < value < high if open_ended else low <= value <= high):
+            raise ConfigError(f"{name}={value} should lie between {low} and {high}")
+
+
 def default_of(field: dataclasses.Field) -> Any:
     """What a field is where nothing is given."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

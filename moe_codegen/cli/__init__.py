@@ -2,12 +2,14 @@
 
 import importlib
 import sys
+import warnings
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise, tune, upcycle, verify
+from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise, report, tune, upcycle, verify
+from moe_codegen.cli.console import show_warning
 from moe_codegen.errors import MoECodegenError
 
 app = typer.Typer(
@@ -28,6 +30,7 @@ for verb in (
     generate.generate,
     demo.demo,
     tune.tune,
+    report.report,
 ):
     app.command()(verb)
 
@@ -55,9 +58,11 @@ _add_verbs("train", "train", "Train experts, the mixture of them, and their dens
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one message on standard error and exit status 1."""
+    """Run the command line; a warning or an error of ours is one message on standard error, an error exit status 1."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            app()
     except MoECodegenError as error:
         Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

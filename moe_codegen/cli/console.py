@@ -4,9 +4,15 @@ import json
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 output = Console(highlight=False, soft_wrap=False)
 messages = Console(stderr=True, highlight=False)
+
+
+def show_warning(message: Warning | str, *where: Any, **rest: Any) -> None:
+    """A warning without the line of code that gave it, in place of `warnings.showwarning`."""
+    messages.print(f"[yellow]note:[/yellow] {escape(str(message))}", soft_wrap=True)
 
 
 def print_json(record: dict[str, Any]) -> None:

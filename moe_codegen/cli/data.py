@@ -1,33 +1,24 @@
 """`moe-codegen data VERB IN OUT`: the flags of a verb are the fields of its settings."""
 
 import inspect
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
-from moe_codegen.data.cleaning import clean
 from moe_codegen.data.corpus import CorpusSettings, build_corpus, read_packages
-from moe_codegen.data.decontamination import DecontaminateSettings, decontaminate
-from moe_codegen.data.dedup import DedupSettings, dedup
-from moe_codegen.data.filters import CleanSettings
 from moe_codegen.data.inspection import InspectSettings
 from moe_codegen.data.inspection import inspect as inspect_source
-from moe_codegen.data.packing import PackSettings, pack
-from moe_codegen.data.preparation import prepare, read_plan
+from moe_codegen.data.preparation import check_plan, prepare, read_plan
 from moe_codegen.data.reporting import report
-from moe_codegen.data.sampling import SampleSettings, sample
 from moe_codegen.data.settings import SourceSettings
 from moe_codegen.data.sources import Source, open_source
-from moe_codegen.data.splitting import SplitSettings, split
 from moe_codegen.data.stage import Record
-from moe_codegen.data.tally import Tally
-from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.data.steps import STEPS, Step
+from moe_codegen.data.tables import tables_of
+from moe_codegen.reporting import table
 from moe_codegen.settings import as_record
 
 app = typer.Typer(
@@ -43,60 +34,52 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
 
-_console = Console()
 
-
-def _run_inspect(source: Source, out: Path, settings: InspectSettings, *, num_proc: int, quiet: bool) -> Record:
-    return inspect_source(source, out, num_proc=num_proc, quiet=quiet)
-
-
-def _run_tokenizer(source: Source, out: Path, settings: TokenizerSettings, *, num_proc: int, quiet: bool) -> Record:
-    return make_tokenizer(source, out, settings, quiet=quiet)
-
-
-def _add(verb: str, settings_class: type, run: Callable[..., Record]) -> None:
+def _add(verb: str, step: Step) -> None:
     """Register `verb` with the flags of its settings, of the source, and those that all verbs have."""
 
     def command(**given: Any) -> None:
-        settings: Any = settings_of(settings_class, given)
+        settings: Any = settings_of(step.settings, given)
         source_settings = settings_of(SourceSettings, given)
         source = open_source(given["source"], source_settings)
+        step.check(settings)
         if given["dry_run"]:
             _show_plan(verb, source, given["out"], settings)
             return
-        manifest = run(source, given["out"], settings, num_proc=given["num_proc"], quiet=given["quiet"])
+        manifest = step.run(source, given["out"], settings, num_proc=given["num_proc"], quiet=given["quiet"])
         _show(manifest, given["out"], given["json_"])
 
     common = {"num_proc": (NumProc, 1), "dry_run": (DryRun, False), "quiet": (Quiet, False), "json_": (AsJson, False)}
     parameters = [
         keyword("source", SourceArgument),
         keyword("out", OutArgument),
-        *(flag for some in (settings_class, SourceSettings) for flag in flags_of(some)),
+        *(flag for some in (step.settings, SourceSettings) for flag in flags_of(some)),
         *(keyword(name, kind, default) for name, (kind, default) in common.items()),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    summary = (inspect.getdoc(settings_class if run.__name__.startswith("_") else run) or "").split("\n\n")[0]
-    app.command(verb, help=summary)(command)
+    app.command(verb, help=step.summary)(command)
 
 
-for _verb, _settings_class, _run in (
-    ("inspect", InspectSettings, _run_inspect),
-    ("clean", CleanSettings, clean),
-    ("dedup", DedupSettings, dedup),
-    ("decontaminate", DecontaminateSettings, decontaminate),
-    ("sample", SampleSettings, sample),
-    ("split", SplitSettings, split),
-    ("tokenizer", TokenizerSettings, _run_tokenizer),
-    ("pack", PackSettings, pack),
-):
-    _add(_verb, _settings_class, _run)
+_INSPECT = Step("Count and measure what IN holds; OUT gets the figures alone.", InspectSettings, inspect_source)
+for _verb, _step in {"inspect": _INSPECT, **STEPS}.items():
+    _add(_verb, _step)
 
 
 @app.command("report")
-def report_command(source: SourceArgument, out: OutArgument, pictures: bool = True) -> None:
+def report_command(
+    source: SourceArgument,
+    out: OutArgument,
+    pictures: Annotated[bool, typer.Option(help="Draw histograms, drops, clusters and samples.")] = True,
+    num_proc: NumProc = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
     """Write report.json, report.md and pictures: what was kept and dropped, why, and how large the samples are."""
-    report(source, out, pictures=pictures)
-    _console.print(f"report written to {out / 'report.md'}")
+    record = report(source, out, pictures=pictures, num_proc=num_proc, quiet=quiet)
+    if as_json:
+        console.print_json(record)
+    else:
+        console.output.print(f"report written to {out / 'report.md'}", soft_wrap=True)
 
 
 @app.command("prepare")
@@ -106,15 +89,21 @@ def prepare_command(
     num_proc: NumProc = 1,
     dry_run: DryRun = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run every verb that a TOML file names, each into a folder of its own under OUT."""
     read = read_plan(plan)
+    check_plan(read)
     if dry_run:
         source = open_source(read.source, read.source_settings)
         for verb, settings in read.steps.items():
             _show_plan(verb, source, out, settings)
         return
-    for folder, manifest in prepare(read, out, num_proc=num_proc, quiet=quiet).items():
+    manifests = prepare(read, out, num_proc=num_proc, quiet=quiet)
+    if as_json:
+        console.print_json(manifests)
+        return
+    for folder, manifest in manifests.items():
         _show(manifest, out / folder, as_json=False)
 
 
@@ -132,36 +121,27 @@ def corpus_command(
     named = read_packages(packages)
     if dry_run:
         for kind, names in named.items():
-            _console.print(f"{kind}: {', '.join(names)}")
+            console.output.print(f"{kind}: {', '.join(names)}")
         return
     settings = CorpusSettings(megabytes, package_share)
     for language, account in build_corpus(named, out, settings, num_proc=num_proc, quiet=quiet).items():
-        _console.print(f"{language}: {account['files']:,} files, {account['bytes'] / 1e6:,.1f} MB")
+        console.output.print(f"{language}: {account['files']:,} files, {account['bytes'] / 1e6:,.1f} MB")
 
 
 def _show_plan(verb: str, source: Source, out: Path, settings: Any) -> None:
-    _console.print(f"{verb} {source.name} -> {out} (dry run: nothing is written)", soft_wrap=True)
-    table = Table(show_header=False)
-    table.add_row("units", f"{len(source.units):,}")
-    table.add_row("text", f"{source.nbytes / 1e6:,.1f} MB" if source.nbytes else "unknown")
-    table.add_row("columns", ", ".join(source.schema.names))
-    for name, value in as_record(settings).items():
-        table.add_row(name, str(value))
-    _console.print(table)
+    console.output.print(f"{verb} {source.name} -> {out} (dry run: nothing is written)", soft_wrap=True)
+    about = {
+        "units": f"{len(source.units):,}",
+        "text": f"{source.nbytes / 1e6:,.1f} MB" if source.nbytes else "unknown",
+        "columns": ", ".join(source.schema.names),
+    }
+    console.output.print(table(("", ""), (about | as_record(settings)).items()))
 
 
 def _show(manifest: Record, out: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(manifest))
+        console.print_json(manifest)
         return
-    table = Table(title=f"{manifest['verb']} -> {out}")
-    for column in ("", "files", "MB"):
-        table.add_column(column, justify="left" if not column else "right")
-    tally = Tally(manifest.get("tally"))
-    for reason, some in tally.record().items():
-        files, nbytes = (sum(entry[place] for entry in some.values()) for place in range(2))
-        table.add_row(reason.replace("_", " "), f"{files:,}", f"{nbytes / 1e6:,.2f}")
-    if table.row_count:
-        _console.print(table)
-    else:
-        _console.print(f"{manifest['verb']} -> {out}")
+    console.output.print(f"[bold]{manifest['verb']}[/bold] -> {out}", soft_wrap=True)
+    for each in tables_of(manifest):
+        console.output.print(table(each.head, each.rows))

@@ -39,6 +39,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, tokens are sampled.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    language: Annotated[str | None, typer.Option(help="Of the text, for a mixture that routes by language.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text to stop before; may be given again.")] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; otherwise the checkpoint's.")
@@ -75,6 +76,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop=stop or (),
+        language=language,
         on_token=_ignore if as_json else _writer(position),
     )
     if as_json:

@@ -4,8 +4,10 @@ Packages are fetched with their registries' own clients (`pip download`, `npm pa
 up on this machine, unpacked and never built or run; then cleaned, deduplicated, and capped by package and language.
 """
 
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -27,7 +29,19 @@ from moe_codegen.errors import ConfigError, OutputError, SourceError
 COLUMNS = ("repo", "path", "content")
 _FETCH = {
     # A wheel is unpacked and not built: no code of the package runs.
-    "pypi": ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", ".", "{}"],
+    "pypi": [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        ".",
+        "{}",
+    ],
     "npm": ["npm", "pack", "--silent", "--ignore-scripts", "{}"],
     "debian": ["apt-get", "source", "--download-only", "--quiet", "{}"],
 }
@@ -80,7 +94,8 @@ def build_corpus(
 
 def _fetch(kind: str, name: str, checkouts: Path) -> None:
     """Fetch and unpack one package into a folder of its name, which exists only once it is whole."""
-    target = checkouts / f"{kind}-{name.replace('/', '-').partition('=')[0]}"
+    unversioned = re.split("(?<=.)[=@]", name)[0]  # django==5.2, zlib=1:1.3, eslint@9.1, @types/node@20
+    target = checkouts / f"{kind}-{unversioned.removeprefix('@').replace('/', '-')}"
     if target.exists():
         return
     partial = target.with_name(f".{target.name}")

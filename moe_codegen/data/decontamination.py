@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from moe_codegen.data.batch import Dropped, split_sound
+from moe_codegen.data.hub import load_stream
 from moe_codegen.data.progress import advance
+from moe_codegen.data.settings import SourceSettings
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import UnitOutput, merged
@@ -38,6 +40,10 @@ class DecontaminateSettings:
         (), "JSONL files, folders of them, or Hub ids (owner/name or owner/name:config)", is_path=True
     )
 
+    def __post_init__(self) -> None:
+        if not self.benchmarks:
+            raise ConfigError("no benchmark to look for; name files, folders or Hub ids: --benchmarks HumanEval.jsonl")
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -53,7 +59,7 @@ def decontaminate(
 ) -> Record:
     """Write the files of `source` that hold nothing of the benchmarks to `out`; returns the manifest.
 
-    Raises `ConfigError` where no benchmark is named, `SourceError` where one holds no prompt and no solution.
+    Raises `SourceError` where a benchmark cannot be read, or holds no prompt and no solution.
     """
     return run_stage("decontaminate", source, out, settings, _decontaminate, num_proc=num_proc, quiet=quiet)
 
@@ -79,9 +85,10 @@ def normal_form(text: bytes) -> bytes:
 
 
 def benchmark_patterns(benchmarks: tuple[str, ...]) -> list[Pattern]:
-    """The patterns of all the benchmarks, each text once."""
-    if not benchmarks:
-        raise ConfigError("no benchmark to look for; name files, folders or Hub ids: --benchmarks HumanEval.jsonl")
+    """The patterns of all the benchmarks, each text once.
+
+    Raises `SourceError` for a benchmark that cannot be read, or that holds no prompt and no solution.
+    """
     found: dict[bytes, Pattern] = {}
     for benchmark in benchmarks:
         for name, rows in _read(benchmark):
@@ -135,10 +142,8 @@ def _read(benchmark: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _read_hub(benchmark: str) -> list[dict[str, Any]]:
-    import datasets
-
     dataset, _, config = benchmark.partition(":")
-    return [dict(row) for row in datasets.load_dataset(dataset, config or None, split="test")]
+    return [dict(row) for row in load_stream(dataset, SourceSettings(config=config, split="test"))]
 
 
 def search_unit(unit: Unit, number: int, folder: Path, patterns: list[Pattern]) -> Record:

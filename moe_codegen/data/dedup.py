@@ -24,7 +24,8 @@ from moe_codegen.data.signatures import ShingleFile, ShingleStore, Signatures
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import UnitOutput, merged
-from moe_codegen.settings import setting
+from moe_codegen.errors import ConfigError
+from moe_codegen.settings import check_between, setting
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class DedupSettings:
     bands: int = setting(25, "bands of the signature")
     rows: int = setting(10, "rows of a band")
     min_words: int = setting(10, "files of fewer words are compared as a whole only")
+
+    def __post_init__(self) -> None:
+        check_between(self, 0, 1, "similarity")
+        if not 0 < self.bands * self.rows <= self.permutations:
+            asked = f"{self.bands} bands of {self.rows} rows need {self.bands * self.rows} permutations"
+            raise ConfigError(f"{asked}, and there are {self.permutations}; raise permutations or lower bands or rows")
 
 
 def dedup(

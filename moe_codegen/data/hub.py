@@ -1,21 +1,21 @@
-"""Datasets of the Hugging Face Hub, streamed through `datasets`: one unit a shard."""
+"""Datasets of the Hugging Face Hub, streamed through `datasets`: one unit a shard, all of one commit."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_codegen.data.batch import Batch
 from moe_codegen.data.conform import conform
 from moe_codegen.data.schema import Layout, detect_layout
 from moe_codegen.data.settings import SourceSettings
-from moe_codegen.errors import GatedDatasetError, SourceError
+from moe_codegen.errors import ColumnError, GatedDatasetError, SourceError
 
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class HubUnit:
-    """One shard of one split."""
+    """One shard of one split; `settings.revision` is a commit, so that a resumed run reads what it read before."""
 
     dataset: str
     settings: SourceSettings
@@ -26,27 +26,33 @@ class HubUnit:
 
     @property
     def name(self) -> str:
-        """The dataset and the shard's number."""
-        return f"{self.dataset}#{self.shard}"
+        """The dataset, its commit and the shard's number."""
+        return f"{self.dataset}@{self.settings.revision[:12]}#{self.shard}"
 
     def batches(self) -> Iterator[Batch]:
-        """The rows, as they arrive."""
-        stream = load_stream(self.dataset, self.settings).shard(num_shards=self.shards, index=self.shard)
+        """The rows, as they arrive. Raises `SourceError` where the connection breaks for good, or a file is damaged."""
         row = 0
-        for table in stream.with_format("arrow").iter(batch_size=_ROWS):
-            for batch in table.select(self.layout.projection(table.column_names)).combine_chunks().to_batches():
-                yield Batch(conform(batch, self.layout, self.name), self.name, row)
-                row += batch.num_rows
+        try:
+            stream = load_stream(self.dataset, self.settings).shard(num_shards=self.shards, index=self.shard)
+            for table in stream.with_format("arrow").iter(batch_size=_ROWS):
+                for batch in table.select(self.layout.projection(table.column_names)).combine_chunks().to_batches():
+                    yield Batch(conform(batch, self.layout, self.name), self.name, row)
+                    row += batch.num_rows
+        except ColumnError:
+            raise
+        except Exception as error:
+            raise _refused(f"{self.name} after row {row}", error) from error
 
 
 def hub_units(dataset: str, settings: SourceSettings, layout: Layout | None) -> Iterator[HubUnit]:
-    """A unit for each shard of the split that `settings` names."""
-    stream = load_stream(dataset, settings)
+    """A unit for each shard of the split that `settings` names, at the commit that its revision is now."""
+    pinned = replace(settings, revision=_commit(dataset, settings.revision))
+    stream = load_stream(dataset, pinned)
     columns = stream.column_names or list(next(iter(stream)))
     found = layout or detect_layout(columns, dataset)
     shards = max(stream.num_shards, 1)
     for shard in range(shards):
-        yield HubUnit(dataset, settings, shard, shards, found)
+        yield HubUnit(dataset, pinned, shard, shards, found)
 
 
 def load_stream(dataset: str, settings: SourceSettings) -> Any:
@@ -63,19 +69,35 @@ def load_stream(dataset: str, settings: SourceSettings) -> Any:
             streaming=True,
         )
     except Exception as error:
-        if _is_gated(error):
-            raise GatedDatasetError(
-                f"{dataset} is gated: open its page on the Hub, accept its terms with your account, then sign in here "
-                "with `hf auth login` or set HF_TOKEN to a token that may read gated datasets"
-            ) from error
-        raise SourceError(f"{dataset} cannot be read from the Hub: {type(error).__name__}: {error}") from error
+        raise _refused(dataset, error) from error
 
 
-def _is_gated(error: BaseException | None) -> bool:
-    """Whether this error, or one that it came from, is the Hub refusing a user."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if "Gated" in type(error).__name__ or "gated" in str(error) or status in (401, 403):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _commit(dataset: str, revision: str) -> str:
+    """The commit of a dataset's branch or tag; of its main branch where none is named."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.HfApi().dataset_info(dataset, revision=revision or None).sha or revision
+    except Exception as error:
+        raise _refused(dataset, error) from error
+
+
+def _refused(what: str, error: Exception) -> SourceError:
+    """Our error for one of `datasets` or of the Hub's client, which says what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    causes: list[BaseException] = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    sign_in = "sign in here with `hf auth login` or set HF_TOKEN to a token that may read"
+    for kind, advice in (
+        (GatedRepoError, f"is gated: open its page on the Hub, accept its terms with your account, then {sign_in} it"),
+        (RepositoryNotFoundError, f"is no dataset of the Hub, or a private one: check its name, or {sign_in} it"),
+        (RevisionNotFoundError, "has no such revision; its page on the Hub lists them"),
+    ):
+        # `datasets` drops the Hub's own error on the way and leaves its text.
+        if any(isinstance(cause, kind) for cause in causes) or (
+            kind is GatedRepoError and "gated dataset" in str(error)
+        ):
+            return (GatedDatasetError if kind is GatedRepoError else SourceError)(f"{what} {advice}")
+    return SourceError(f"{what} cannot be read from the Hub: {type(error).__name__}: {error}")

@@ -18,12 +18,14 @@ class InspectSettings:
     """`inspect` has nothing to set."""
 
 
-def inspect(source: Source, out: str | Path, *, num_proc: int = 1, quiet: bool = True) -> Record:
+def inspect(
+    source: Source, out: str | Path, settings: InspectSettings | None = None, *, num_proc: int = 1, quiet: bool = True
+) -> Record:
     """Count and measure every file of `source`; `out` gets nothing but the manifest, which is returned.
 
     Rows without readable text are counted under what is wrong with them.
     """
-    return run_stage("inspect", source, out, InspectSettings(), _inspect, num_proc=num_proc, quiet=quiet)
+    return run_stage("inspect", source, out, settings or InspectSettings(), _inspect, num_proc=num_proc, quiet=quiet)
 
 
 def _inspect(stage: Stage) -> tuple[Record, list[Record]]:

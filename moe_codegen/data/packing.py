@@ -26,7 +26,7 @@ from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import Tally, UnitOutput
 from moe_codegen.data.tokenization import Encoder, load_encoder, vocabulary_hash
 from moe_codegen.errors import ConfigError
-from moe_codegen.settings import setting
+from moe_codegen.settings import check_between, setting
 
 WINDOW = 1 << 17  # documents packed together: the plan's memory, and how far a best fit may look
 ROWS = 2048  # sequences a shard
@@ -46,21 +46,41 @@ class PackSettings:
     tokens: int | None = setting(None, "tokens in all, documents repeated as needed; not given: none is repeated")
     seed: int = setting(0, "order, fill-in-the-middle and choice of documents")
 
+    def __post_init__(self) -> None:
+        if self.sequence_length < 2:
+            raise ConfigError(f"sequence_length={self.sequence_length} should be at least 2 tokens")
+        if self.tokens is not None and self.tokens < 1:
+            raise ConfigError(f"tokens={self.tokens} should be positive")
+        check_between(self, 0, 1, "fim_rate", "spm_rate")
+        self.weight_of  # noqa: B018 (raises)
+
+    @property
+    def weight_of(self) -> dict[str, float]:
+        """Language -> weight, as `weights` says."""
+        found = {}
+        for pair in self.weights:
+            name, _, value = pair.partition("=")
+            try:
+                found[name] = float(value)
+            except ValueError:
+                raise ConfigError(f"weights: {pair} should be LANGUAGE=WEIGHT, such as python=2") from None
+        return found
+
 
 def pack(source: Source, out: str | Path, settings: PackSettings, *, num_proc: int = 1, quiet: bool = True) -> Record:
     """Write packed sequences of `source` to `out`; the manifest says how much is padding and what the mixture is.
 
     Raises `TokenizerError` for a tokenizer that is missing or lacks sentinels, `ConfigError` for impossible settings.
     """
-    if settings.sequence_length < 2:
-        raise ConfigError(f"sequence_length={settings.sequence_length} should be at least 2 tokens")
-    for name in ("fim_rate", "spm_rate"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ConfigError(f"{name}={getattr(settings, name)} should lie between 0 and 1")
+    check_tokenizer(settings)
+    return run_stage("pack", source, out, settings, _pack, num_proc=num_proc, quiet=quiet)
+
+
+def check_tokenizer(settings: PackSettings) -> None:
+    """Raises `TokenizerError` for a tokenizer that is missing, or that lacks the sentinels that are asked for."""
     encoder = load_encoder(settings.tokenizer)
     if settings.fim_rate:
         find_sentinels(encoder.vocabulary)
-    return run_stage("pack", source, out, settings, _pack, num_proc=num_proc, quiet=quiet)
 
 
 def _pack(stage: Stage) -> tuple[Record, list[Record]]:
@@ -152,7 +172,7 @@ def make_plan(tokens: Path, languages: list[list[str]], settings: PackSettings, 
     shuffled = np.argsort(documents["order"], kind="stable")
     available = np.bincount(documents["language"], weights=documents["length"], minlength=len(names))
     counts = {name: int(count) for name, count in zip(names, available, strict=True)}
-    shares = mixture_weights(counts, _weights(settings.weights), settings.temperature)
+    shares = mixture_weights(counts, settings.weight_of, settings.temperature)
     chosen = [np.zeros(0, np.int64)]
     for name, times in passes(counts, shares, settings.tokens).items():
         mine = shuffled[documents["language"][shuffled] == names.index(name)]
@@ -173,17 +193,6 @@ def make_plan(tokens: Path, languages: list[list[str]], settings: PackSettings, 
         "documents_cut": int(np.sum(documents["length"][taken] > settings.sequence_length)),
         "tokens_by_language": {name: int(count) for name, count in zip(names, mixture, strict=True)},
     }
-
-
-def _weights(given: tuple[str, ...]) -> dict[str, float]:
-    weights = {}
-    for pair in given:
-        name, _, value = pair.partition("=")
-        try:
-            weights[name] = float(value)
-        except ValueError:
-            raise ConfigError(f"--weights {pair} should be LANGUAGE=WEIGHT, such as python=2") from None
-    return weights
 
 
 def _place(

@@ -1,44 +1,18 @@
 """`prepare`: all the verbs that a TOML file names, each into a folder of its own, in the order of `STEPS`."""
 
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.data.cleaning import clean
-from moe_codegen.data.decontamination import DecontaminateSettings, decontaminate
-from moe_codegen.data.dedup import DedupSettings, dedup
-from moe_codegen.data.filters import CleanSettings
-from moe_codegen.data.packing import PackSettings, pack
 from moe_codegen.data.reporting import report
-from moe_codegen.data.sampling import SampleSettings, sample
 from moe_codegen.data.settings import SourceSettings
 from moe_codegen.data.sources import UNIT_BYTES, Source, open_source
-from moe_codegen.data.splitting import TRAIN, VALIDATION, SplitSettings, split
+from moe_codegen.data.splitting import TRAIN, VALIDATION
 from moe_codegen.data.stage import Record
-from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.data.steps import STEPS
 from moe_codegen.errors import ConfigError
 from moe_codegen.settings import settings_from
-
-
-@dataclass(frozen=True)
-class Step:
-    """A verb: its settings, and what it does to a source."""
-
-    settings: type
-    run: Callable[..., Record]
-
-
-STEPS = {
-    "clean": Step(CleanSettings, clean),
-    "dedup": Step(DedupSettings, dedup),
-    "decontaminate": Step(DecontaminateSettings, decontaminate),
-    "sample": Step(SampleSettings, sample),
-    "split": Step(SplitSettings, split),
-    "tokenizer": Step(TokenizerSettings, lambda *given, num_proc, quiet: make_tokenizer(*given, quiet=quiet)),
-    "pack": Step(PackSettings, pack),
-}
 
 
 @dataclass(frozen=True)
@@ -83,6 +57,15 @@ def read_plan(path: str | Path) -> Plan:
     return Plan(where, settings_from(SourceSettings, source, f"[source] of {path}"), steps, "report" in tables)
 
 
+def check_plan(plan: Plan) -> None:
+    """Raises for what a later step could not use: a benchmark that is not there, a tokenizer without sentinels."""
+    for name, settings in plan.steps.items():
+        if name != "pack" or settings.tokenizer:
+            STEPS[name].check(settings)
+        elif "tokenizer" not in plan.steps:
+            raise ConfigError("[pack] needs a tokenizer: say tokenizer = FOLDER in it, or add a table [tokenizer]")
+
+
 def _beside(toml: Path, name: str) -> str:
     """A path relative to the TOML file, where there is one of that name; else the name as it is (a Hub id)."""
     beside = toml.parent / name
@@ -95,8 +78,9 @@ def prepare(
     """Run the plan; returns the manifests by folder. Killed and run again, it goes on where it was.
 
     After `split`, the tokenizer is trained on the training side and both sides are packed. A `pack` without tokenizer
-    uses the one made here.
+    uses the one made here. What a later step would refuse is refused at once.
     """
+    check_plan(plan)
     out = Path(out)
     data: Path | None = None  # what the next step reads
     tokenizer = ""

@@ -36,12 +36,12 @@ class Progress:
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[files]:,} files {task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}"),
             TextColumn("kept {task.fields[kept]:.1%}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task(title, total=total_bytes or None, files=0, kept=1.0, rate="")
+        self._task = self._bar.add_task(title, total=total_bytes or None, kept=1.0, rate="")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True)
 
@@ -71,7 +71,7 @@ class Progress:
             files, nbytes, kept = self.counters[:]
             seconds = _elapsed(self._bar.tasks[0])
             rate = f"{files / seconds:,.0f} files/s {nbytes / seconds / 1e6:,.1f} MB/s"
-            self._bar.update(self._task, completed=nbytes, files=files, kept=kept / max(files, 1), rate=rate)
+            self._bar.update(self._task, completed=nbytes, kept=kept / max(files, 1), rate=rate)
 
 
 def _elapsed(task: Task) -> float:

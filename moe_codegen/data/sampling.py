@@ -4,6 +4,8 @@ Each repository gives its first file before any gives a second one: files of one
 effect grows with every further file of the same.
 """
 
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import xxhash
 
 from moe_codegen.data.arrays import save_arrays
 from moe_codegen.data.batch import Dropped, split_sound
+from moe_codegen.data.languages import canonical_language
 from moe_codegen.data.progress import advance
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.statistics import cluster_interval, intra_correlation, sample_size, variation_of
 from moe_codegen.data.tally import UnitOutput, merged
 from moe_codegen.errors import ConfigError
-from moe_codegen.settings import setting
+from moe_codegen.settings import check_between, setting
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,25 @@ class SampleSettings:
     files: int | None = setting(None, "files a language, instead of computing it")
     seed: int = setting(0, "which files are drawn")
 
+    def __post_init__(self) -> None:
+        check_between(self, 0, 1, "precision", "confidence", open_ended=True)
+        check_between(self, 0, 1, "rho")
+
 
 def sample(
     source: Source, out: str | Path, settings: SampleSettings | None = None, *, num_proc: int = 1, quiet: bool = True
 ) -> Record:
-    """Write the sample of `source` to `out`; the manifest says for each language how its size came about.
-
-    Raises `ConfigError` for a precision or a confidence that is not between 0 and 1.
-    """
-    settings = settings or SampleSettings()
-    for name in ("precision", "confidence"):
-        if not 0 < getattr(settings, name) < 1:
-            raise ConfigError(f"{name}={getattr(settings, name)} should lie between 0 and 1")
-    return run_stage("sample", source, out, settings, _sample, num_proc=num_proc, quiet=quiet)
+    """Write the sample of `source` to `out`; the manifest says for each language how its size came about."""
+    return run_stage("sample", source, out, settings or SampleSettings(), _sample, num_proc=num_proc, quiet=quiet)
 
 
 def _sample(stage: Stage) -> tuple[Record, list[Record]]:
     languages = [record["languages"] for record in stage.map("survey", survey_unit, stage.settings)]
     drawn, sizes = draw(stage.work / "survey", languages, stage.settings)
+    if short := [name for name, account in sizes.items() if account["wanted"] > account["population"]]:
+        within = ", ".join(f"{name} {_within(sizes[name])}" for name in short)
+        asked = f"precision {stage.settings.precision} at confidence {stage.settings.confidence}"
+        warnings.warn(f"too few files for {asked}; all of them say the mean within: {within}", stacklevel=2)
     chosen = stage.work / "chosen"
     chosen.mkdir(exist_ok=True)
     for number, rows in enumerate(drawn):
@@ -85,8 +89,9 @@ def survey_unit(unit: Unit, number: int, folder: Path, settings: SampleSettings)
 def draw(survey: Path, languages: list[list[str]], settings: SampleSettings) -> tuple[list[np.ndarray], Record]:
     """The rows to take of each unit, sorted, and for each language how many and why."""
     present = {name for names in languages for name in names}
-    spelled = sorted(present & set(settings.languages) if settings.languages else present)
-    missing = sorted(set(settings.languages) - set(spelled))
+    asked = set(map(canonical_language, settings.languages))
+    spelled = sorted(present & asked if asked else present)
+    missing = sorted(asked - present)
     if missing:
         raise ConfigError(f"no file in {', '.join(missing)}; found {', '.join(sorted(present))}")
     tables = []
@@ -132,6 +137,7 @@ def _draw_language(files: dict[str, np.ndarray], settings: SampleSettings) -> tu
         "unlimited": size.unlimited,
         "finite": size.finite,
         "design_effect": size.design_effect,
+        "wanted": math.ceil(size.finite * size.design_effect) if settings.files is None else settings.files,
         "files": len(picked),
         "files_a_repository": now,
     }
@@ -140,6 +146,12 @@ def _draw_language(files: dict[str, np.ndarray], settings: SampleSettings) -> tu
         account |= {"mean": mean, "half_width": half if np.isfinite(half) else None}
         account["population_mean"] = float(np.mean(values))
     return picked, account
+
+
+def _within(account: Record) -> str:
+    """The half-width of a sample's interval relative to its mean, as text."""
+    half = account.get("half_width")
+    return "unknown" if half is None else f"{half / account['mean']:.0%}"
 
 
 def _by_rounds(repos: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -18,8 +18,7 @@ from moe_codegen.data.shingles import shingles
 from moe_codegen.data.sources import Source, Unit
 from moe_codegen.data.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.tally import UnitOutput, merged
-from moe_codegen.errors import ConfigError
-from moe_codegen.settings import setting
+from moe_codegen.settings import check_between, setting
 
 TRAIN, VALIDATION = "train", "validation"
 _INDEX_SHINGLES = 16 << 20  # in memory at once, eight bytes each
@@ -33,6 +32,10 @@ class SplitSettings:
     similarity: float = setting(0.7, "Jaccard similarity from which a training file is dropped for a validation file")
     seed: int = setting(0, "which repositories go to validation")
 
+    def __post_init__(self) -> None:
+        check_between(self, 0, 1, "validation", open_ended=True)
+        check_between(self, 0, 1, "similarity")
+
 
 def split(
     source: Source, out: str | Path, settings: SplitSettings | None = None, *, num_proc: int = 1, quiet: bool = True
@@ -41,10 +44,7 @@ def split(
 
     A file without a repository is one of its own. Twins are dropped from training, so that validation stays as drawn.
     """
-    settings = settings or SplitSettings()
-    if not 0 < settings.validation < 1:
-        raise ConfigError(f"validation={settings.validation} should lie between 0 and 1")
-    return run_stage("split", source, out, settings, _split, num_proc=num_proc, quiet=quiet)
+    return run_stage("split", source, out, settings or SplitSettings(), _split, num_proc=num_proc, quiet=quiet)
 
 
 def _split(stage: Stage) -> tuple[Record, list[Record]]:

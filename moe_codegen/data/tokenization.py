@@ -52,13 +52,14 @@ def _make_tokenizer(stage: Stage) -> tuple[Record, list[Record]]:
     made = stage.work / OUTPUT
     made.mkdir(exist_ok=True)
     if stage.settings.base:
-        _load_base(stage.settings.base).save_pretrained(made)
+        load_base(stage.settings.base).save_pretrained(made)
     else:
         _train(stage.source, stage.settings, made)
     return {"characters_per_token": _measure(stage.source, load_encoder(made))}, []
 
 
-def _load_base(base: str) -> Any:
+def load_base(base: str) -> Any:
+    """The tokenizer of a folder or of a model on the Hub. Raises `TokenizerError` where there is none that serves."""
     from transformers import AutoTokenizer
 
     try:
@@ -154,6 +155,8 @@ def load_encoder(folder: str | Path) -> Encoder:
     """The tokenizer of a folder. Raises `TokenizerError` without tokenizer.json or end-of-text token."""
     from tokenizers import Tokenizer
 
+    if not str(folder):
+        raise TokenizerError("no tokenizer named; give the folder of one: --tokenizer FOLDER")
     path = Path(folder, "tokenizer.json")
     if not path.is_file():
         raise TokenizerError(f"{folder} has no tokenizer.json; make it with `moe-codegen data tokenizer`")

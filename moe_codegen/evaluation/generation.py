@@ -54,31 +54,38 @@ class Writer:
     def write(self, requests: Sequence[tuple[Problem, int]]) -> Batch:
         """A completion for each (problem, number of the sample)."""
         prompts = [self._encode(problem) for problem, _ in requests]
-        longest = max(map(len, prompts))
         rooms = [min(self._settings.max_tokens, self._positions - len(prompt)) for prompt in prompts]
         rows = [
             _Row(IncrementalDecoder(self._tokenizer, prompt), problem.stop_tokens, room, self._ends)
             for prompt, (problem, _), room in zip(prompts, requests, rooms, strict=True)
         ]
-        keys = [Key(self._settings.seed, problem.name, sample) for problem, sample in requests]
-        temperature = self._settings.temperature
-        processors = [KeyedSampling(keys, longest, temperature, self._settings.top_p)] if temperature else []
-        pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
         start = time.perf_counter()
+        # A row that has used up its positions cannot go along until the others are done, so equal rooms go together.
+        for room in sorted(set(rooms)):
+            chosen = [index for index, each in enumerate(rooms) if each == room]
+            keys = [Key(self._settings.seed, requests[index][0].name, requests[index][1]) for index in chosen]
+            self._generate([prompts[index] for index in chosen], keys, [rows[index] for index in chosen], room)
+        return Batch([row.finish() for row in rows], sum(row.tokens for row in rows), time.perf_counter() - start)
+
+    def _generate(self, prompts: list[list[int]], keys: list[Key], rows: list["_Row"], room: int) -> None:
+        """Let the model write at most `room` tokens after each prompt, and show them to `rows`."""
+        longest = max(map(len, prompts))
+        pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
+        padded = [[pad] * (longest - len(ids)) + ids for ids in prompts]
+        mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+        temperature = self._settings.temperature
         with torch.inference_mode():
             self._model.generate(
-                torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=self._model.device),
-                attention_mask=torch.tensor(
-                    [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=self._model.device
-                ),
-                max_new_tokens=max(rooms),
+                torch.tensor(padded, device=self._model.device),
+                attention_mask=torch.tensor(mask, device=self._model.device),
+                max_new_tokens=room,
                 do_sample=False,
-                logits_processor=processors,
+                logits_processor=[KeyedSampling(keys, longest, temperature, self._settings.top_p)]
+                if temperature
+                else [],
                 stopping_criteria=[_Rows(rows)],
                 pad_token_id=pad,
             )
-        seconds = time.perf_counter() - start
-        return Batch([row.finish() for row in rows], sum(row.tokens for row in rows), seconds)
 
     def _encode(self, problem: Problem) -> list[int]:
         prompt = problem.prompt.strip() if self._settings.strip_prompts else problem.prompt

@@ -69,6 +69,7 @@ def complete(
     top_p: float = 1.0,
     seed: int = 0,
     stop: Sequence[str] = (),
+    language: str | None = None,
     on_token: Callable[[Token], None] = lambda token: None,
 ) -> Completion:
     """Continue `prompt`, or with `suffix` write what stands between the two.
@@ -80,15 +81,17 @@ def complete(
         top_p: sample from the smallest set of tokens with this much probability (arXiv 1904.09751).
         seed: of the sampling; the caller's random state is left as it was.
         stop: strings that end the text and are not part of it.
+        language: of the text, for a mixture that routes by language.
         on_token: called with each token as soon as its text cannot change any more. In a mixture that is when the
             token has itself gone through the model, one step later, since only then its experts are known.
 
     Raises:
-        ConfigError: settings that cannot hold, a prompt longer than the model's positions, or no sentinels.
+        ConfigError: settings that cannot hold, a language the model is not told, a prompt longer than the model's
+            positions, or no sentinels.
     """
     _check(max_new_tokens, temperature, top_p, stop)
     prompt_ids = encode_prompt(tokenizer, prompt, suffix)
-    room = _room(model, prompt_ids)
+    room, told = _room(model, prompt_ids), _told(model, language)
     sampling = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else {}
     devices = [model.device] if model.device.type == "cuda" else []
     with RoutingRecorder(model) as recorder, torch.random.fork_rng(devices), torch.inference_mode():
@@ -103,12 +106,12 @@ def complete(
             stopping_criteria=[watcher],
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
             return_dict_in_generate=True,
-            **({"do_sample": False} | sampling),
+            **({"do_sample": False} | sampling | told),
         )
         if watcher.lacks_routing:
             # The last token has not gone through the model: nothing came after it.
             last = torch.tensor([[watcher.tokens[-1].id]], device=model.device)
-            model(input_ids=last, past_key_values=output.past_key_values, use_cache=True)
+            model(input_ids=last, past_key_values=output.past_key_values, use_cache=True, **told)
         watcher.finish()
     return Completion(
         prompt_ids=prompt_ids,
@@ -234,3 +237,15 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, suffix: 
     ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
     sentinels = find_sentinels(tokenizer) if suffix is not None else None
     return {end for end in ends if end is not None} | (sentinels.ids if sentinels else set())
+
+
+def _told(model: PreTrainedModel, language: str | None) -> dict[str, torch.Tensor]:
+    """What a model that routes by language is told of it."""
+    if language is None:
+        return {}
+    if getattr(model.config, "language_routing", "none") == "none":
+        raise ConfigError(f"language={language!r}: this model does not route by language; leave it out")
+    (place,) = model.config.language_ids([language])
+    if place < 0:
+        raise ConfigError(f"no expert is named after {language!r}; there are {', '.join(model.config.expert_names)}")
+    return {"language_ids": torch.tensor([place], device=model.device)}

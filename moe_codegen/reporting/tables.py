@@ -1,11 +1,14 @@
 """Tables and sizes as text."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?")
 
 
 def format_bytes(nbytes: float) -> str:
@@ -26,11 +29,11 @@ def format_count(count: int) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
-    """A plain table; a column of numbers is aligned right."""
+    """A plain table; a column of numbers, as such or as text, is aligned right."""
     rows = [list(row) for row in rows]
     drawn = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
+        numeric = bool(rows) and all(_NUMBER.fullmatch(str(row[index])) for row in rows)
         drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         # As text: what looks like markup in a cell is none.

@@ -11,7 +11,7 @@ from moe_codegen.architectures import ARCHITECTURES
 from moe_codegen.errors import ConfigError, TokenizerError
 from moe_codegen.modeling import MoEConfig, MoEForCausalLM
 from moe_codegen.moe import Experts, TopKRouter
-from moe_codegen.training.settings import DenseSettings, MixSettings, TrainSettings
+from moe_codegen.training.settings import DenseModelSettings, MixSettings, TrainSettings
 
 
 def load_for_training(settings: TrainSettings) -> tuple[PreTrainedModel, Any]:
@@ -51,7 +51,7 @@ def _load_mixture(settings: MixSettings) -> PreTrainedModel:
 
 
 def _load_dense(settings: TrainSettings) -> Any:
-    assert isinstance(settings, DenseSettings)
+    assert isinstance(settings, DenseModelSettings)
     if settings.config:
         config = AutoConfig.from_pretrained(settings.config)
         if config.model_type not in ARCHITECTURES:

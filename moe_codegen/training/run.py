@@ -16,7 +16,7 @@ from moe_codegen.training.arguments import training_arguments
 from moe_codegen.training.data import PackedSequences, validation_documents
 from moe_codegen.training.figures import draw
 from moe_codegen.training.folder import RunFolder, read_summary
-from moe_codegen.training.history import History, late_load, read_history
+from moe_codegen.training.history import History, Line, late_load, read_history
 from moe_codegen.training.models import load_for_training, merged
 from moe_codegen.training.parallel import Layout, whole_weights
 from moe_codegen.training.progress import RoutingWatch
@@ -65,17 +65,13 @@ def train(
     model, tokenizer = load_for_training(settings)
     data = PackedSequences(settings.train, tokenizer)
     check_fit(settings, data, model.config)
-    documents = (
-        validation_documents(settings.validation, tokenizer, settings.validation_tokens) if settings.validation else []
-    )
     flops = training_flops(model, data.sequence_length)
     steps = steps_of(settings, data, flops)
-    arguments = training_arguments(settings, folder.checkpoints, steps)
     trainer = MoETrainer(
         model,
-        arguments,
+        training_arguments(settings, folder.checkpoints, steps),
         data,
-        documents,
+        validation_documents(settings.validation, tokenizer, settings.validation_tokens) if settings.validation else [],
         tokenizer,
         router_learning_rate=getattr(settings, "router_learning_rate", None),
         keep_checkpoints=settings.keep_checkpoints,
@@ -99,14 +95,16 @@ def train(
     }
     weights = whole_weights(trainer.model) if layout.is_sharded else None
     if trainer.is_world_process_zero():
-        lines = read_history(folder.history)
-        made["seconds"] = sum(line.get("seconds", 0) for line in lines)
-        load = late_load(lines)
-        if load is not None:
-            made["routing"] = load_summary(load)
-        made["figures"] = draw(lines, folder.path / "figures")
+        made |= _told_by(read_history(folder.history), folder.path / "figures")
         folder.finish(lambda path: _save(merged(trainer.model), tokenizer, path, weights), made)
     return folder.summary or made
+
+
+def _told_by(lines: list[Line], figures: Path) -> dict[str, Any]:
+    """What the history has for the summary; draws the figures."""
+    told = {"seconds": sum(line.get("seconds", 0) for line in lines), "figures": draw(lines, figures)}
+    load = late_load(lines)
+    return told if load is None else {**told, "routing": load_summary(load)}
 
 
 def layout_of(settings: TrainSettings) -> Layout:

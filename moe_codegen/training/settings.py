@@ -79,15 +79,14 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class DenseSettings(TrainSettings):
-    """Train a dense model: a base, or the universal rival of a mixture at equal training FLOPs."""
+class DenseModelSettings(TrainSettings):
+    """What runs of a dense model have: a checkpoint or a new model, and which part of it is trained."""
 
     config: str = setting("", "config.json of a model to train from scratch, instead of `model`", is_path=True)
     tokenizer: str = setting("", "folder of the tokenizer of a model from scratch", is_path=True)
     parts: Literal["all", "ffn", "lora"] = setting("all", "what is trained: everything, the FFNs, or LoRA (merged)")
     lora_rank: int = setting(16, "rank of the LoRA matrices")
     lora_alpha: float = setting(32.0, "LoRA's scale: the update is multiplied by alpha / rank")
-    equal_flops: tuple[str, ...] = setting((), "finished runs whose training FLOPs in all are spent", is_path=True)
 
     def check(self) -> None:
         """As `TrainSettings.check`."""
@@ -98,13 +97,24 @@ class DenseSettings(TrainSettings):
             raise ConfigError("a model from scratch needs `tokenizer`, the folder of the one the data was packed with")
         if self.config and self.parts != "all":
             raise ConfigError(f"parts={self.parts!r} would leave a model from scratch mostly random; use 'all'")
-        if self.equal_flops and self.tokens is not None:
-            raise ConfigError("`tokens` and `equal_flops` both say how long to train; give one of them")
         _at_least("lora_rank", self.lora_rank, 1)
 
 
 @dataclass(frozen=True)
-class ExpertSettings(DenseSettings):
+class DenseSettings(DenseModelSettings):
+    """Train a dense model: a base, or the universal rival of a mixture at equal training FLOPs."""
+
+    equal_flops: tuple[str, ...] = setting((), "finished runs whose training FLOPs in all are spent", is_path=True)
+
+    def check(self) -> None:
+        """As `TrainSettings.check`."""
+        super().check()
+        if self.equal_flops and self.tokens is not None:
+            raise ConfigError("`tokens` and `equal_flops` both say how long to train; give one of them")
+
+
+@dataclass(frozen=True)
+class ExpertSettings(DenseModelSettings):
     """Continue a dense base on one language."""
 
 

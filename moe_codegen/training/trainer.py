@@ -51,12 +51,12 @@ class Passes(torch.utils.data.Sampler[int]):
             yield from order[: self.total - start].tolist()
 
 
-class LogTheEnd(TrainerCallback):
-    """Writes a line for the last steps, also where they are fewer than `logging_steps`."""
+class LogWithCheckpoints(TrainerCallback):
+    """Writes a line at each checkpoint and at the end, so that a resumed run's lines are means over the same steps."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a line at the last step."""
-        control.should_log |= state.global_step >= state.max_steps
+        """Ask for a line where there will be a checkpoint."""
+        control.should_log |= control.should_save or state.global_step >= state.max_steps
 
 
 class MoETrainer(ShardedTrainer):
@@ -100,13 +100,13 @@ class MoETrainer(ShardedTrainer):
             processing_class=tokenizer,
             **kwargs,
         )
-        self.add_callback(LogTheEnd)
+        self.add_callback(LogWithCheckpoints)
         self.remove_callback(PrinterCallback)
         self.documents, self.start_id = documents, start_token(tokenizer)
         self.router_learning_rate = router_learning_rate
         self.keep_checkpoints = keep_checkpoints
         self.history: History | None = None
-        self._since = time.perf_counter()  # the last line of the history; what is no training is taken out
+        self._since = 0.0  # when the last line was written; what is no training is taken out
         self.meter = Meter(self.model, data.languages, self.args.device)
         self._recorder = RoutingRecorder(self.model)
         self._expert_of_language: torch.Tensor | None = None
@@ -155,6 +155,11 @@ class MoETrainer(ShardedTrainer):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.meter.add(self.state.global_step + 1, outputs, self._recorder.ids_LTK, language_ids)
         return (loss, outputs) if return_outputs else loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's `train`."""
+        self._since = time.perf_counter()
+        return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with what the meter says of the steps since the last one."""

@@ -38,13 +38,23 @@ def test_flags_are_frozen(verb):
     assert flags(verb) | {"help"} == set(f"{FLAGS[verb]} {SOURCE} {COMMON}".split())
 
 
-@pytest.mark.parametrize("verb", FLAGS)
+@pytest.mark.parametrize("verb", sorted(set(FLAGS) - {"decontaminate", "pack"}))
 def test_a_dry_run_writes_nothing(tmp_path, verb):
     write(tmp_path / "in", [row(seed) for seed in range(20)])
     result = CliRunner().invoke(app, [verb, str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "nothing is written" in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [("decontaminate", "no benchmark to look for"), ("pack", "no tokenizer named; give the folder of one")],
+)
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, verb, message):
+    write(tmp_path / "in", [row(0)])
+    result = CliRunner().invoke(app, [verb, str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"])
+    assert message in str(result.exception)
 
 
 def test_a_verb_writes_and_prints_its_manifest(tmp_path):
@@ -54,9 +64,12 @@ def test_a_verb_writes_and_prints_its_manifest(tmp_path):
     manifest = json.loads(result.output)
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["settings"]["max_line_length"] == 60
+    nbytes = manifest["tally"]["kept"]["python"][1]
     shown = CliRunner().invoke(app, ["dedup", str(tmp_path / "out"), str(tmp_path / "dedup"), "--num-proc", "2"])
     assert shown.exit_code == 0, shown.output
-    assert "kept" in shown.output
+    lines = [line.split() for line in shown.output.splitlines()]
+    assert ["kept", "20", f"{nbytes / 1e6:.2f}"] in lines
+    assert ["python", "20", f"{nbytes / 1e6:.2f}", "0", "0.00"] in lines
 
 
 def test_prepare_and_report(tmp_path):
@@ -66,8 +79,11 @@ def test_prepare_and_report(tmp_path):
     assert CliRunner().invoke(app, [*arguments, "--dry-run"]).exit_code == 0
     assert not (tmp_path / "out").exists()
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    result = CliRunner().invoke(app, ["report", str(tmp_path / "out"), str(tmp_path / "report"), "--no-pictures"])
-    assert result.exit_code == 0, result.output
+    again = CliRunner().invoke(app, [*arguments, "--json"])
+    assert [each["rows"] for each in json.loads(again.output).values()] == [20, 20]
+    told = ["report", str(tmp_path / "out"), str(tmp_path / "report"), "--no-pictures", "--json"]
+    result = CliRunner().invoke(app, told)
+    assert [stage["verb"] for stage in json.loads(result.output)["stages"]] == ["clean", "dedup"]
     assert (tmp_path / "report" / "report.md").exists()
 
 

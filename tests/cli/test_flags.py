@@ -18,6 +18,7 @@ FLAGS = {
         "--temperature",
         "--top-p",
         "--seed",
+        "--language",
         "--stop",
         "--dtype",
         "--device",

@@ -11,10 +11,10 @@ from tests.training.runs import LENGTH, from_scratch, make_corpus
 
 COMMON = """model train validation validation-tokens tokens batch-size micro-batch-size learning-rate warmup schedule
     weight-decay max-grad-norm precision gradient-checkpointing log-every evaluate-every checkpoint-every
-    keep-checkpoints seed trainer json"""
-DENSE = "config tokenizer parts lora-rank lora-alpha equal-flops"
+    keep-checkpoints seed trainer decay fsdp-size ep-size json"""
+DENSE = "config tokenizer parts lora-rank lora-alpha"
 FLAGS = {
-    "dense": f"{COMMON} {DENSE}",
+    "dense": f"{COMMON} {DENSE} equal-flops",
     "expert": f"{COMMON} {DENSE}",
     "mix": f"{COMMON} parts router-learning-rate router-aux-loss-coef router-z-loss-coef router-logit-scale "
     "language-routing recompute-experts",

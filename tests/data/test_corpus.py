@@ -1,3 +1,5 @@
+import sys
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -50,9 +52,16 @@ def test_packages_are_fetched_once_and_unpacked(tmp_path, monkeypatch):
     for name in ("out", "out"):
         build_corpus({"pypi": ["thing==1.0"]}, tmp_path / name, CorpusSettings())
     assert len(asked) == 1
-    assert asked[0][0] == "pip"
+    assert asked[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert "thing==1.0" in asked[0]
     assert pq.read_table(tmp_path / "out" / "python.parquet")["repo"].unique().to_pylist() == ["pypi-thing"]
+
+
+def test_versions_and_scopes_are_no_part_of_a_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus.subprocess, "run", lambda *_, **__: None)
+    for kind, name in (("npm", "@types/node@20.1"), ("npm", "eslint@9"), ("debian", "zlib=1:1.3"), ("pypi", "x==1")):
+        corpus._fetch(kind, name, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"npm-types-node", "npm-eslint", "debian-zlib", "pypi-x"}
 
 
 def test_bad_lists_and_missing_clients(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def test_normal_form():
 
 def test_bad_benchmarks(tmp_path):
     with pytest.raises(ConfigError, match="no benchmark to look for"):
-        benchmark_patterns(())
+        DecontaminateSettings()
     with pytest.raises(SourceError, match="does not exist"):
         benchmark_patterns((str(tmp_path / "none.jsonl"),))
     (tmp_path / "a.jsonl").write_text('{"question": "x"}')

@@ -4,6 +4,7 @@ import pytest
 
 from moe_codegen.data.dedup import DedupSettings, dedup
 from moe_codegen.data.sources import open_source
+from moe_codegen.errors import ConfigError
 from tests.data.rows import code, edited, read, row, tree, write
 from tests.data.test_shingles import grams
 
@@ -88,3 +89,8 @@ def test_an_empty_source(tmp_path):
     manifest, kept, _ = run(tmp_path, [row(0, content=None)])
     assert kept == []
     assert manifest["tally"] == {"null_content": {"python": [1, 0]}}
+
+
+def test_more_bands_than_permutations_are_refused():
+    with pytest.raises(ConfigError, match="26 bands of 10 rows need 260 permutations, and there are 256"):
+        DedupSettings(bands=26)

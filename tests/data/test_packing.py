@@ -219,10 +219,19 @@ def test_bad_tokenizers_and_settings(tmp_path, tokenizer):
         pack(made, tmp_path / "out", PackSettings(str(tmp_path)))
     with pytest.raises(TokenizerError, match="no tokenizer can be loaded"):
         make_tokenizer(made, tmp_path / "out", TokenizerSettings(base=str(tmp_path / "none")))
-    for wrong in (
-        PackSettings(tokenizer, 1),
-        PackSettings(tokenizer, fim_rate=2.0),
-        PackSettings(tokenizer, weights=("a",)),
-    ):
-        with pytest.raises(ConfigError):
-            pack(made, tmp_path / "bad", wrong)
+    with pytest.raises(TokenizerError, match="no tokenizer named"):
+        pack(made, tmp_path / "out", PackSettings())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sequence_length": 1}, "sequence_length=1 should be at least 2 tokens"),
+        ({"fim_rate": 2.0}, r"fim_rate=2\.0 should lie between 0 and 1"),
+        ({"tokens": 0}, "tokens=0 should be positive"),
+        ({"weights": ("a",)}, "a should be LANGUAGE=WEIGHT"),
+    ],
+)
+def test_impossible_settings(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        PackSettings("folder", **wrong)

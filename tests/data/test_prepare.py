@@ -4,7 +4,7 @@ import pytest
 
 from moe_codegen.data.preparation import prepare, read_plan
 from moe_codegen.data.reporting import report
-from moe_codegen.errors import ConfigError, OutputError
+from moe_codegen.errors import ConfigError, MoECodegenError, OutputError
 from tests.data.rows import code, edited, read, row, write
 
 PLAN = """
@@ -81,6 +81,23 @@ def test_a_report_of_data_that_is_not_ours(tmp_path):
     (tmp_path / "other" / "a.txt").write_text("x")
     with pytest.raises(OutputError, match="other files than a report"):
         report(tmp_path / "in", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ('[clean]\n[decontaminate]\nbenchmarks = ["none.jsonl"]', r"none\.jsonl does not exist"),
+        ("[clean]\n[pack]", r"\[pack\] needs a tokenizer"),
+        ('[clean]\n[pack]\ntokenizer = "none"', r"none has no tokenizer\.json"),
+        ('[clean]\n[tokenizer]\nbase = "./none"', r"no tokenizer can be loaded from \./none"),
+    ],
+)
+def test_what_a_later_step_would_refuse_is_refused_before_any_work(tmp_path, steps, message):
+    write(tmp_path / "in", [row(0)])
+    (tmp_path / "plan.toml").write_text(f"[source]\npath = 'in'\n{steps}")
+    with pytest.raises(MoECodegenError, match=message):
+        prepare(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

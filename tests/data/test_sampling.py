@@ -83,4 +83,14 @@ def test_languages_seed_and_workers(tmp_path):
     with pytest.raises(ConfigError, match="no file in cobol; found c, java, python"):
         sample(source, tmp_path / "four", SampleSettings(languages=("cobol",)))
     with pytest.raises(ConfigError, match=r"precision=1\.5 should lie between 0 and 1"):
-        sample(source, tmp_path / "five", SampleSettings(precision=1.5))
+        SampleSettings(precision=1.5)
+
+
+def test_a_precision_out_of_reach_is_said_with_what_was_reached(tmp_path):
+    rows = [row(seed, repo=f"repo{seed % 3}", content=code(seed, 5 + seed % 60)) for seed in range(60)]
+    with pytest.warns(UserWarning, match=r"too few files for precision 0\.001.*within: python \d+%"):
+        manifest = sample(
+            open_source(write(tmp_path / "in", rows)), tmp_path / "out", SampleSettings(precision=0.001, rho=0.5)
+        )
+    account = manifest["samples"]["python"]
+    assert account["files"] == account["population"] == 60 < account["wanted"]

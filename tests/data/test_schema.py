@@ -1,15 +1,12 @@
-import json
-
 import pyarrow as pa
 import pytest
 
 from moe_codegen.data.cleaning import clean
-from moe_codegen.data.hub import load_stream
 from moe_codegen.data.languages import canonical_language, language_of_path
 from moe_codegen.data.schema import LAYOUTS, SCHEMA
 from moe_codegen.data.settings import SourceSettings
 from moe_codegen.data.sources import open_source
-from moe_codegen.errors import ColumnError, GatedDatasetError, SourceError
+from moe_codegen.errors import ColumnError
 from tests.data.rows import code, read, row, write
 
 
@@ -129,34 +126,3 @@ def test_a_folder_of_checkouts(tmp_path):
         ("three", "package-1.0/d.py", "python", ["GPL-2.0"]),
         ("two", "c.java", "java", None),
     ]
-
-
-def test_a_hub_dataset_is_streamed_shard_by_shard(tmp_path, monkeypatch):
-    import datasets
-
-    rows = [row(seed) for seed in range(30)]
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(one) for one in rows[:20]))
-    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps(one) for one in rows[20:]))
-    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    real = datasets.load_dataset
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, *_, **__: real("json", data_files=files, split="train", streaming=True)
-    )
-    source = open_source("owner/name")
-    assert len(source.units) == 2
-    paths = [path for unit in source.units for batch in unit.batches() for path in batch.rows["path"].to_pylist()]
-    assert paths == [one["path"] for one in rows]
-
-
-def test_a_gated_dataset_says_what_to_do(monkeypatch):
-    import datasets
-
-    def refuse(*_, **__):
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'bigcode/the-stack' is a gated dataset on the Hub.")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(GatedDatasetError, match=r"accept its terms.*HF_TOKEN"):
-        load_stream("bigcode/the-stack", SourceSettings())
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: 1 / 0)
-    with pytest.raises(SourceError, match="cannot be read from the Hub"):
-        load_stream("bigcode/the-stack", SourceSettings())

@@ -152,3 +152,15 @@ def test_a_checkpoints_own_sampling_settings_do_not_disturb_greedy(dense, tokeni
 def test_shares_sum_to_one_with_the_largest_first():
     assert shares_of_experts([2, 0, 2, 1]) == {2: 0.5, 0: 0.25, 1: 0.25}
     assert shares_of_experts([]) == {}
+
+
+def test_a_mixture_that_routes_by_language_is_told_it(dense, tokenizer):
+    names = dict(num_experts=2, num_experts_per_tok=1, expert_names=["python", "java"], language_routing="oracle")
+    model = MoEForCausalLM(MoEConfig.from_dense(dense.config, **names)).eval()
+    for place, language in enumerate(names["expert_names"]):
+        completion = complete(model, tokenizer, PROMPT, max_new_tokens=4, language=language)
+        assert {expert for token in completion.tokens for layer in token.experts for expert in layer} == {place}
+    with pytest.raises(ConfigError, match="no expert is named after 'ada'; there are python, java"):
+        complete(model, tokenizer, PROMPT, language="ada")
+    with pytest.raises(ConfigError, match="does not route by language"):
+        complete(dense, tokenizer, PROMPT, language="java")

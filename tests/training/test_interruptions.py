@@ -42,9 +42,9 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(corpus, tmp_path):
     # Dropout, so that random numbers have to go on as well; more than one pass over the data.
     config = json.loads((Path(corpus.config) / "config.json").read_text()) | dict(resid_pdrop=0.1)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    settings = from_scratch(
-        corpus, config=str(tmp_path), train=(corpus.packed["java"],), tokens=30 * STEP, checkpoint_every=4
-    )
+    # Lines that are means over steps on both sides of a checkpoint would differ.
+    often = dict(checkpoint_every=4, log_every=3)
+    settings = from_scratch(corpus, config=str(tmp_path), train=(corpus.packed["java"],), tokens=30 * STEP, **often)
     train(settings, tmp_path / "undisturbed")
     write_run(settings, tmp_path / "run.toml")
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, tmp_path / "run.toml", tmp_path / "killed"])

@@ -45,7 +45,7 @@ def mix_settings(mixture, corpus, **fields):
 
 
 def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
-    settings = from_scratch(corpus, tokens=20 * STEP, evaluate_every=10, log_every=3)
+    settings = from_scratch(corpus, tokens=20 * STEP, evaluate_every=10, log_every=3, checkpoint_every=9)
     summary = train(settings, tmp_path / "out")
     lines = read_history(tmp_path / "out" / "history.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -123,6 +123,19 @@ def test_a_mixtures_history_has_its_losses_and_its_load_by_language(corpus, mixt
     assert (first.sum(-1)[:, 0] == first.sum(-1)[:, 1]).all()
     assert 0.9 * summary["tokens"] < first[:, 0].sum() <= summary["tokens"]
     assert MoEForCausalLM.from_pretrained(tmp_path / "out").config.router_aux_loss_coef == 0.5
+
+
+def test_a_batch_in_other_micro_batches_gives_the_same_losses(corpus, base, tmp_path):
+    losses = {}
+    for size in (8, 4, 2):
+        settings = DenseSettings(
+            model=base, train=(corpus.mixed,), tokens=10 * STEP, **QUICK | {"micro_batch_size": size}
+        )
+        train(dataclasses.replace(settings, log_every=1), tmp_path / str(size))
+        losses[size] = [line["loss"] for line in read_history(tmp_path / str(size) / "history.jsonl") if "loss" in line]
+    assert len(losses[8]) == 10
+    assert losses[4] == pytest.approx(losses[8], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[8], abs=1e-5)
 
 
 def test_the_router_has_a_learning_rate_of_its_own(corpus, mixture, tmp_path):

@@ -40,7 +40,7 @@ def check_sandbox(sandbox: Bubblewrap) -> None:
     Raises:
         SandboxError: it cannot be built on this machine, or it leaks; the message says what, and what to do.
     """
-    leaks = _attempts(sandbox)
+    leaks = escapes(sandbox)
     for name, program, limits, end in (
         ("run for longer than allowed", _LOOP, Limits(0.5), End.TIME),
         ("write more than allowed", _FLOOD, Limits(5, output_bytes=1 << 20), End.OUTPUT),
@@ -57,8 +57,8 @@ def check_sandbox(sandbox: Bubblewrap) -> None:
         )
 
 
-def _attempts(sandbox: Bubblewrap) -> list[str]:
-    """What the probe managed to do."""
+def escapes(sandbox: Bubblewrap) -> list[str]:
+    """What the probe managed to do in `sandbox`; nothing, if it is one."""
     name = f"moe-codegen-{secrets.token_hex(8)}"
     with (
         tempfile.TemporaryDirectory() as folder,

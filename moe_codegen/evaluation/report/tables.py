@@ -1,0 +1,233 @@
+"""Numbers side by side: every run's value of a quantity with its interval, and its difference from the first run."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moe_codegen.errors import ConfigError
+from moe_codegen.evaluation.comparison import Comparison, compare
+from moe_codegen.evaluation.report.runs import EvaluatedRun
+from moe_codegen.evaluation.scores import KS, score
+from moe_codegen.evaluation.summary import LOWER_IS_BETTER, Estimate, differences, estimates
+from moe_codegen.evaluation.syntax import can_parse, parses
+from moe_codegen.metrics import ratio_interval
+
+CORRECTNESS, HELD_OUT = "Programs", "Held-out files"
+DIGIT = 0.0005  # half of the last digit shown
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and its 95% interval; of a difference also what is to be said about it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity.
+
+    Attributes:
+        language: of what was measured, or "all".
+        detail: what else it is about, such as dataset and k.
+        cells: of each run; None where it has not been measured.
+        differences: of each run but the first, from the first; None where they cannot be compared.
+    """
+
+    language: str
+    detail: str
+    cells: list[Cell | None]
+    differences: list[Cell | None]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """A table in a section of the report; with `percent` its values are shares of one, shown as such."""
+
+    section: str
+    title: str
+    caption: str
+    rows: list[Row]
+    percent: bool
+    lower_is_better: bool = False
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The ends of one scale for all intervals, with some room beside them."""
+        low, high = _extent([cell for row in self.rows for cell in row.cells])
+        room = 0.04 * (high - low) or 0.04
+        return low - room, high + room
+
+    @property
+    def reach(self) -> float:
+        """The greatest distance from zero of all intervals of differences."""
+        low, high = _extent([cell for row in self.rows for cell in row.differences])
+        return max(abs(low), abs(high)) or 1.0
+
+    def verdict(self, difference: Cell) -> str:
+        """Better or worse where the interval says so, equal where no digit shown differs, else open."""
+        bounds = (difference.value, difference.low, difference.high)
+        if all(bound is not None and abs(bound) < DIGIT for bound in bounds):
+            return "equal"
+        if not difference.sure:
+            return "open"
+        return "better" if (difference.value < 0) == self.lower_is_better else "worse"
+
+
+def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
+    """pass@k over all problems, for each k that all runs have samples for."""
+    rows = []
+    for name in _names(run.scores for run in runs):
+        scores = [run.scores.get(name) for run in runs]
+        samples = min(each.samples for each in scores if each)
+        for k in (k for k in KS if k <= samples):
+            made = [score(each.tallies, k) if each else None for each in scores]
+            cells = [Cell(each.value, each.low, each.high) if each else None for each in made]
+            found: list[Cell | None] = []
+            for each in scores[1:]:
+                same = scores[0] and each and scores[0].tallies.keys() == each.tallies.keys()
+                found.append(_compared(compare(scores[0].tallies, each.tallies, k)) if same else None)  # type: ignore[union-attr]
+            rows.append(Row(_language(name), f"{_dataset(name)}, k = {k}", cells, found))
+    return _table(
+        CORRECTNESS,
+        "pass@k",
+        "Share of problems solved within k samples (arXiv 2107.03374, eq. 1), over all problems, with 95% bootstrap "
+        "intervals over problems. Differences are paired by problem; detectable is the smallest that so many problems "
+        "would show at the 5% level 4 times in 5.",
+        rows,
+        percent=True,
+    )
+
+
+def syntax_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
+    """The share of generated programs that parse, for languages with a grammar."""
+    rows = []
+    for name in _names(run.scores for run in runs):
+        if can_parse(_language(name)):
+            by_run = [_parsed(run, name) if name in run.scores else None for run in runs]
+            rows.append(_clustered(_language(name), _dataset(name), by_run))
+    return _table(
+        CORRECTNESS,
+        "Generated programs that parse",
+        "Share of the samples whose whole program is well-formed by its tree-sitter grammar, whether or not it is "
+        "right; 95% bootstrap intervals over problems, differences paired by problem.",
+        rows,
+        percent=True,
+    )
+
+
+def measure_tables(runs: Sequence[EvaluatedRun]) -> list[SideBySide]:
+    """Loss, bits per byte, completion and syntax on held-out files."""
+    by_measure: dict[str, list[Row]] = {}
+    for kind in ("loss", "completion"):
+        records = [run.measures.get(kind) for run in runs]
+        found = [_by_key(estimates(record)) if record else {} for record in records]  # type: ignore[arg-type]
+        apart = [_differences(record, records[0]) for record in records[1:]]
+        for measure, language in _names(found):
+            key = (measure, language)
+            cells = [_cell(each.get(key)) for each in found]
+            by_measure.setdefault(measure, []).append(
+                Row(language, "", cells, [_cell(each.get(key)) for each in apart])
+            )
+    made = [
+        _table(
+            HELD_OUT,
+            measure[0].upper() + measure[1:],
+            "95% bootstrap intervals over repositories, differences paired by file"
+            + ("; less is better." if measure in LOWER_IS_BETTER else "."),
+            rows,
+            percent=measure not in LOWER_IS_BETTER,
+            lower_is_better=measure in LOWER_IS_BETTER,
+        )
+        for measure, rows in by_measure.items()
+    ]
+    return [table for table in made if table]
+
+
+def _table(
+    section: str,
+    title: str,
+    caption: str,
+    rows: list[Row],
+    *,
+    percent: bool,
+    lower_is_better: bool = False,
+) -> SideBySide | None:
+    return SideBySide(section, title, caption, rows, percent, lower_is_better) if rows else None
+
+
+def _names(mappings: Iterable[Iterable[Any]]) -> list[Any]:
+    """The keys of all, in the order in which they first occur."""
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+
+
+def _dataset(name: str) -> str:
+    return name.partition(" ")[0]
+
+
+def _language(name: str) -> str:
+    return name.partition(" ")[2]
+
+
+def _compared(comparison: Comparison) -> Cell:
+    notes = [f"p = {comparison.p_value:.3f}, {comparison.test}"]
+    if comparison.smallest_detectable is not None:
+        notes.append(f"detectable: {100 * comparison.smallest_detectable:.1f}")
+    return Cell(comparison.difference, comparison.low, comparison.high, tuple(notes))
+
+
+def _parsed(run: EvaluatedRun, name: str) -> dict[str, list[float]]:
+    """Problem -> for each sample whether it parses."""
+    found: dict[str, list[float]] = {}
+    for sample in run.samples(name):
+        program = sample.completions.program(sample.completion)
+        found.setdefault(sample.completions.name, []).append(float(parses(program, sample.completions.language)))
+    return found
+
+
+def _clustered(language: str, detail: str, by_run: Sequence[dict[str, list[float]] | None]) -> Row:
+    """A row of means of problems' means, and their differences."""
+    means = [{name: float(np.mean(some)) for name, some in each.items()} if each else None for each in by_run]
+    differences: list[Cell | None] = []
+    for each in means[1:]:
+        first = means[0]
+        comparable = first is not None and each is not None and first.keys() == each.keys()
+        differences.append(_mean({name: each[name] - first[name] for name in each}) if comparable else None)  # type: ignore[index, union-attr]
+    return Row(language, detail, [_mean(each) if each else None for each in means], differences)
+
+
+def _mean(values: Mapping[str, float]) -> Cell:
+    interval = ratio_interval(np.array(list(values.values())), np.ones(len(values)), list(values))
+    return Cell(interval.value, interval.low, interval.high)
+
+
+def _by_key(found: Sequence[Estimate]) -> dict[tuple[str, str], Estimate]:
+    return {(each.measure, each.language): each for each in found}
+
+
+def _differences(record: Mapping | None, first: Mapping | None) -> dict[tuple[str, str], Estimate]:
+    if record is None or first is None:
+        return {}
+    try:
+        return _by_key(differences(dict(record), dict(first)))
+    except ConfigError:  # measured on other files: shown side by side, and not subtracted
+        return {}
+
+
+def _cell(estimate: Estimate | None) -> Cell | None:
+    return Cell(estimate.value, estimate.low, estimate.high) if estimate else None
+
+
+def _extent(cells: Sequence[Cell | None]) -> tuple[float, float]:
+    bounds = [b for cell in cells if cell for b in (cell.value, cell.low, cell.high) if b is not None]
+    return (min(bounds), max(bounds)) if bounds else (0.0, 1.0)

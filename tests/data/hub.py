@@ -1,0 +1,85 @@
+"""A folder served on this machine as the Hub serves datasets: so much of its interface as `datasets` asks for."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@contextmanager
+def served(root: Path, gated: str = "") -> Iterator[str]:
+    """The address, for HF_ENDPOINT, under which `root/OWNER/NAME` is the dataset OWNER/NAME; `gated` names one."""
+
+    class Hub(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            kind, *rest = unquote(urlsplit(self.path).path).strip("/").split("/")
+            is_api = kind == "api"
+            owner, name, *rest = rest[1:] if is_api else rest
+            folder = root / owner / name
+            if not folder.is_dir():
+                return self.answer(b"", 401, X_Error_Code="RepoNotFound")
+            if is_api:
+                return self.answer_about(folder, rest)
+            if f"{owner}/{name}" == gated:
+                return self.answer(b"", 401, X_Error_Code="GatedRepo")
+            return self.answer_file(folder.joinpath(*rest[2:]))
+
+        do_HEAD = do_GET
+
+        def answer_about(self, folder: Path, rest: list[str]) -> None:
+            if rest[:1] == ["tree"]:
+                inside = folder.joinpath(*rest[2:])
+                if not inside.is_dir():
+                    return self.answer(b"", 404, X_Error_Code="EntryNotFound")
+                return self.answer_json([entry(path, folder) for path in sorted(inside.iterdir())])
+            if rest[:1] == ["revision"] and rest[1] not in ("main", COMMIT):
+                return self.answer(b"", 404, X_Error_Code="RevisionNotFound")
+            files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+            siblings = [{"rfilename": name} for name in files]
+            return self.answer_json({"id": f"{folder.parent.name}/{folder.name}", "sha": COMMIT, "siblings": siblings})
+
+        def answer_file(self, path: Path) -> None:
+            if not path.is_file():
+                return self.answer(b"", 404, X_Error_Code="EntryNotFound")
+            data = path.read_bytes()
+            headers = {"ETag": f'"{path.name}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+            if "Range" not in self.headers:
+                return self.answer(data, 200, **headers)
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            part = data[int(first) : int(last or len(data)) + 1]
+            headers["Content_Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
+            return self.answer(part, 206, **headers)
+
+        def answer_json(self, value: object) -> None:
+            self.answer(json.dumps(value).encode(), 200, Content_Type="application/json")
+
+        def answer(self, body: bytes, status: int, **headers: str) -> None:
+            self.send_response(status)
+            for key, value in {**headers, "Content_Length": str(len(body))}.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+
+
+def entry(path: Path, folder: Path) -> dict[str, object]:
+    """What the Hub's listing says of a file or a folder."""
+    kind = {"type": "directory"} if path.is_dir() else {"type": "file", "size": path.stat().st_size}
+    return {**kind, "path": str(path.relative_to(folder)), "oid": COMMIT}

@@ -1,0 +1,67 @@
+"""The paired comparison against scipy, exact enumeration, and simulation."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from moe_codegen.errors import ResultError
+from moe_codegen.evaluation.comparison import compare, mcnemar, permutation_test, smallest_detectable
+from moe_codegen.evaluation.scores import Tally
+
+
+def single(*passed):
+    return {f"p{index}": Tally(1, value) for index, value in enumerate(passed)}
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (5, 0), (9, 3), (4, 4), (20, 35)])
+def test_mcnemar_is_a_binomial_test_of_the_problems_that_differ(wins, losses):
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert mcnemar(wins, losses) == pytest.approx(expected)
+
+
+def test_the_permutation_test_approaches_the_exact_one():
+    differences = np.array([0.5, 0.25, -0.25, 0.75, 0.5, 0.0, 0.25, 0.5])
+    means = [abs(np.dot(signs, differences)) for signs in itertools.product([1, -1], repeat=8)]
+    exact = np.mean(np.array(means) >= abs(differences.sum()) - 1e-12)
+    assert permutation_test(differences) == pytest.approx(exact, abs=0.01)
+
+
+def test_of_single_samples_the_problems_won_and_lost_are_named():
+    comparison = compare(single(1, 0, 0, 0, 1), single(1, 1, 1, 0, 0))
+    assert (comparison.a, comparison.b, comparison.test) == (0.4, 0.6, "McNemar, exact")
+    assert comparison.difference == pytest.approx(0.2)
+    assert (comparison.wins, comparison.losses) == (["p1", "p2"], ["p4"])
+    assert comparison.low <= 0.2 <= comparison.high
+    assert comparison.p_value == mcnemar(2, 1)
+
+
+def test_of_several_samples_pass_at_k_differs_by_problem():
+    a, b = {"x": Tally(4, 1), "y": Tally(4, 2)}, {"x": Tally(4, 3), "y": Tally(4, 2)}
+    comparison = compare(a, b, k=2)
+    assert comparison.differences == {"x": pytest.approx(1.0 - 0.5), "y": 0.0}
+    assert comparison.test == "permutation"
+
+
+def test_a_model_does_not_differ_from_itself():
+    tallies = {f"p{index}": Tally(5, index % 6) for index in range(30)}
+    comparison = compare(tallies, tallies)
+    assert (comparison.difference, comparison.low, comparison.high, comparison.p_value) == (0, 0, 0, 1)
+    assert comparison.smallest_detectable is None
+
+
+def test_the_smallest_detectable_difference_is_found_four_times_in_five():
+    generator = np.random.default_rng(0)
+    problems, deviation = 161, 0.4
+    effect = smallest_detectable(generator.normal(0, deviation, 20_000)[:problems])
+    found = 0
+    for _ in range(2000):
+        sample = generator.normal(effect, deviation, problems)
+        found += abs(sample.mean()) / (sample.std(ddof=1) / problems**0.5) > 1.96
+    assert 0.74 < found / 2000 < 0.86
+
+
+def test_other_problems_cannot_be_compared():
+    with pytest.raises(ResultError, match="1 are in one only, the first p2"):
+        compare(single(1, 0), single(1, 0, 0))

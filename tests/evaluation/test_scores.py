@@ -1,0 +1,115 @@
+"""pass@k against counting every draw, intervals against theory, and no problem silently missing."""
+
+import itertools
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from moe_codegen.errors import ConfigError, ResultError
+from moe_codegen.evaluation.files import Completions, Result, result_files, write_completions, write_results
+from moe_codegen.evaluation.scores import Tally, bootstrap, pass_at_k, score_folder
+from tests.evaluation.multiple import multiple
+from tests.evaluation.programs import problem
+
+
+def fill(folder, passed, samples=2, names=None, completions=True):
+    """Write problems of which the first `passed[i]` of `samples` passed."""
+    folder.mkdir(exist_ok=True)
+    for index, count in enumerate(passed):
+        name = names[index] if names else f"HumanEval_{index}"
+        texts = tuple(f"{name} {sample}" for sample in range(samples))
+        one = Completions(**vars(problem("js", name)), completions=texts, temperature=0.2, top_p=1.0, max_tokens=9)
+        if completions:
+            write_completions(folder, one)
+        results = [
+            Result(program, 0, "", "", *((0, "OK") if sample < count else (1, "Exception")))
+            for sample, program in enumerate(one.programs)
+        ]
+        write_results(folder, one, results)
+    return folder
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 8])
+def test_pass_at_k_is_the_share_of_draws_with_one_that_passed(samples):
+    for passed, k in itertools.product(range(samples + 1), range(1, samples + 1)):
+        draws = list(itertools.combinations([index < passed for index in range(samples)], k))
+        assert pass_at_k(samples, passed, k) == float(Fraction(sum(map(any, draws)), len(draws)))
+
+
+def test_pass_at_k_is_the_published_product():
+    for passed in (0, 1, 30, 150, 199, 200):
+        product = math.prod(1 - 100 / i for i in range(200 - passed + 1, 201)) if 200 - passed >= 100 else 0.0
+        assert pass_at_k(200, passed, 100) == pytest.approx(1 - product, rel=1e-12)
+
+
+def test_the_reference_is_met_to_the_last_bit():
+    for row in json.loads((multiple() / "solutions/pass_at_k_reference.json").read_text()):
+        assert pass_at_k(row["n"], row["c"], row["k"]) == row["pass_at_k"]
+
+
+def test_more_than_was_sampled_is_refused():
+    with pytest.raises(ConfigError, match="pass@100 cannot be told from 20 samples"):
+        pass_at_k(20, 20, 100)
+    with pytest.raises(ConfigError, match="passed=3 must lie between 0 and samples=2"):
+        pass_at_k(2, 3, 1)
+
+
+def test_the_interval_is_the_binomials_for_single_samples():
+    values = np.array([1.0] * 40 + [0.0] * 121)
+    low, high = bootstrap(values)
+    half = 1.96 * math.sqrt(0.248 * 0.752 / 161)  # about 6.7 points
+    assert (high - low) / 2 == pytest.approx(half, rel=0.05)
+    assert low < values.mean() < high
+    assert bootstrap(values) == (low, high)
+
+
+def test_a_folder_is_scored_raw_and_over_problems_that_can_pass(tmp_path):
+    names = ["HumanEval_1_x", "HumanEval_51_remove_vowels", "HumanEval_92_any_int", "HumanEval_3_y"]
+    folder = fill(tmp_path / "humaneval-js-tiny-0.2-reworded", [2, 0, 0, 1], names=names)
+    scores = score_folder(folder, [1, 2], partial=True)
+    assert [score.value for score in scores.raw] == [3 / 8, 2 / 4]
+    assert [score.value for score in scores.passable] == [3 / 4, 2 / 2]
+    assert set(scores.unpassable) == set(names[1:3])
+    assert scores.tallies["HumanEval_3_y"] == Tally(2, 1)
+    with pytest.raises(ConfigError, match="pass@3 cannot be told from 2"):
+        score_folder(folder, [3], partial=True)
+
+
+def test_by_default_k_is_1_10_and_100_as_far_as_there_are_samples(tmp_path):
+    folder = fill(tmp_path / "some", [3], samples=12)
+    assert [score.k for score in score_folder(folder).raw] == [1, 10]
+
+
+def test_a_dataset_with_fewer_results_than_problems_is_refused(tmp_path):
+    folder = fill(tmp_path / "humaneval-js-tiny-0.2-reworded", [1, 2], completions=False)
+    with pytest.raises(ResultError, match="the results of 2 problems and the dataset 161"):
+        score_folder(folder)
+
+
+def test_a_missing_result_file_is_no_smaller_denominator(tmp_path):
+    folder = fill(tmp_path / "some", [1, 2, 0])
+    result_files(folder)["HumanEval_1"].unlink()
+    with pytest.raises(ResultError, match="lacks the results of 1 problems, the first HumanEval_1"):
+        score_folder(folder)
+    assert len(score_folder(folder, partial=True).tallies) == 2
+
+
+def test_a_corrupt_result_file_is_named(tmp_path):
+    folder = fill(tmp_path / "some", [1, 2, 0])
+    path = result_files(folder)["HumanEval_2"]
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ResultError, match=r"HumanEval_2\.results\.json\.gz is damaged"):
+        score_folder(folder, partial=True)
+
+
+def test_results_of_other_completions_are_noticed(tmp_path):
+    folder = fill(tmp_path / "some", [1])
+    one = Completions(
+        **vars(problem("js", "HumanEval_0")), completions=("a", "b"), temperature=0.2, top_p=1.0, max_tokens=9
+    )
+    write_completions(folder, one)
+    with pytest.raises(ResultError, match="was not made from HumanEval_0"):
+        score_folder(folder)
