@@ -91,8 +91,10 @@ def train(options: argparse.Namespace) -> Result:
         for tokens in options.tokens:
             layer = make_layer(SHAPES[options.shape], tokens, "balanced", "cpu", DTYPES[name])
             times = {}
-            for contender, forward in (("moe_codegen", ours(layer)), (DENSE, dense(layer))):
-                step, _ = step_of(layer, forward, backward=True)
+            for contender, make in (("moe_codegen", ours), (DENSE, dense)):
+                for parameter in layer.parameters:
+                    parameter.requires_grad_()  # before `dense` takes its part of them
+                step, _ = step_of(layer, make(layer), backward=True)
                 times[contender] = _best(step, options.seconds)[0]
             flops = 3 * layer.shape.forward_flops(tokens)
             rows += [
