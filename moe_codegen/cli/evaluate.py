@@ -30,6 +30,7 @@ from moe_codegen.evaluation import (
 from moe_codegen.evaluation.execution import Kind
 from moe_codegen.evaluation.run_folder import language_folders
 from moe_codegen.evaluation.sandbox import WARNING
+from moe_codegen.evaluation.scores import identify
 from moe_codegen.reporting import count_bar, table
 
 app = typer.Typer(
@@ -188,6 +189,38 @@ def measure_command(
         return
     rows = [(each.measure, each.language, each.text, each.files, each.repositories) for each in found]
     console.output.print(table(("", "language", "mean, 95% interval", "files", "repositories"), rows))
+
+
+@_command("codebleu")
+def codebleu_command(
+    folder: DirArgument,
+    references: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REFERENCES", exists=True, dir_okay=False, help="JSON lines: name, language, completion."
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """How alike completions are to right ones, by CodeBLEU: a similarity, which a wrong program can have, too."""
+    try:
+        from moe_codegen.evaluation.codebleu import folder_codebleu, read_references
+    except ModuleNotFoundError as missing:
+        raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate,codebleu]'") from missing
+    right = read_references(references)
+    found = {}
+    for each in language_folders(folder):
+        language = identify(each)[1]
+        of_language = {name: text for (spoken, name), text in right.items() if spoken == language}
+        found[each.name] = folder_codebleu(each, of_language)
+    if as_json:
+        console.print_json({name: dataclasses.asdict(interval) for name, interval in found.items()})
+        return
+    rows = [
+        [name, f"{each.value:.3f}", "-" if each.low is None else f"{each.low:.3f} to {each.high:.3f}", each.clusters]
+        for name, each in found.items()
+    ]
+    console.output.print(table(["folder", "CodeBLEU", "95%", "problems"], rows))
 
 
 def compare_folders(first: Path, second: Path, k: int, *, partial: bool) -> dict[str, Comparison]:

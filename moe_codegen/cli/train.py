@@ -26,9 +26,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.
 
 def _add(verb: str, settings_class: type[TrainSettings]) -> None:
     def command(**given: Any) -> None:
+        import datasets  # slow to import, and no other verb needs it
+
         settings = read_run(settings_class, given["run"], values_of(settings_class, given))
         transformers.logging.set_verbosity_error()
-        summary = train(settings, given["out"], callbacks=[TrainingBar(console.messages)], warn=_warn)
+        # One bar is enough: theirs, of loading and of saving, would come before and through it.
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        with TrainingBar(console.messages) as bar:
+            summary = train(settings, given["out"], callbacks=[bar], warn=_warn)
         if int(os.environ.get("RANK", "0")) > 0:
             return  # of the processes that torchrun started the first speaks
         if given["json_"]:

@@ -60,7 +60,10 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> Tra
             raise ConfigError(f"trainer.{name} is no field of TrainingArguments{nearest(name, names)}")
         if name in ours:
             raise ConfigError(f"trainer.{name} is decided by the run file itself; see `moe-codegen train --help`")
-    arguments = TrainingArguments(**ours, **{**DEFAULTS, **settings.trainer})
+    try:
+        arguments = TrainingArguments(**ours, **{**DEFAULTS, **settings.trainer})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"transformers refuses these settings: {error}") from error
     arguments.gradient_accumulation_steps = _accumulation(settings, arguments.world_size)
     return arguments
 

@@ -12,8 +12,11 @@ from moe_codegen.training.history import Line, late_load
 COLUMNS = 4  # panels beside one another
 
 
-def draw(lines: Sequence[Line], folder: Path) -> list[str]:
-    """Draw the losses, and of a mixture its load over time and by language, into `folder`; returns the files' names."""
+def draw(lines: Sequence[Line], folder: Path, expert_names: Sequence[str] | None = None) -> list[str]:
+    """Draw the losses, and of a mixture its load over time and by language, into `folder`; returns the files' names.
+
+    `expert_names` are those of the experts before splitting; None for their numbers.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -23,7 +26,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[str]:
     if any("load" in line for line in lines):
         names += ["load.png", "languages.png"]
         _draw_load(lines, folder / "load.png")
-        _draw_languages(lines, folder / "languages.png")
+        _draw_languages(lines, folder / "languages.png", expert_names)
     return names
 
 
@@ -67,17 +70,20 @@ def _draw_load(lines: Sequence[Line], path: Path) -> None:
     _save(figure, path)
 
 
-def _draw_languages(lines: Sequence[Line], path: Path) -> None:
+def _draw_languages(lines: Sequence[Line], path: Path, expert_names: Sequence[str] | None) -> None:
     """How the tokens of each language were spread over the experts late in the run, a panel for each layer."""
     counts = late_load(lines)
     assert counts is not None
     shares_GLE = expert_shares(counts.chosen_GLE)
+    experts = shares_GLE.shape[-1]
+    pieces = experts // len(expert_names) if expert_names else 1
+    labels = [name for name in expert_names or map(str, range(experts)) for _ in range(pieces)]
     figure, axes = _panels(len(counts.layers), (3.0, 0.8 + 0.35 * len(counts.groups)))
     for place, (axis, layer) in enumerate(zip(axes, counts.layers, strict=False)):
         image = axis.imshow(shares_GLE[:, place], vmin=0, vmax=shares_GLE.max(), cmap="viridis", aspect="auto")
         axis.set_title(f"layer {layer}", fontsize=9)
         axis.set_yticks(range(len(counts.groups)), counts.groups if place % COLUMNS == 0 else [], fontsize=8)
-        axis.set_xticks(range(shares_GLE.shape[-1]))
+        axis.set_xticks(range(experts), labels, rotation=90 if expert_names else 0)
         axis.tick_params(labelsize=7)
     figure.supxlabel("expert", fontsize=9)
     figure.colorbar(image, ax=axes, label="share of the language's choices")

@@ -1,7 +1,7 @@
 """What one sees while a run goes on: one bar on a terminal, ten lines elsewhere, and a warning where routing fails."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -9,7 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class TrainingBar(TrainerCallback):
-    """Steps, loss, tokens per second, the experts' load and the remaining time on `console`."""
+    """Steps, loss, tokens per second, the experts' load and the remaining time on `console`; a context that clears it.
+
+    Only leaving the context ends the bar where a run fails.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -24,6 +27,12 @@ class TrainingBar(TrainerCallback):
             console=console,
             disable=not console.is_terminal,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

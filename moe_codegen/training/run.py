@@ -95,14 +95,15 @@ def train(
     }
     weights = whole_weights(trainer.model) if layout.is_sharded else None
     if trainer.is_world_process_zero():
-        made |= _told_by(read_history(folder.history), folder.path / "figures")
+        names = getattr(model.config, "expert_names", None)
+        made |= _told_by(read_history(folder.history), folder.path / "figures", names)
         folder.finish(lambda path: _save(merged(trainer.model), tokenizer, path, weights), made)
     return folder.summary or made
 
 
-def _told_by(lines: list[Line], figures: Path) -> dict[str, Any]:
+def _told_by(lines: list[Line], figures: Path, expert_names: list[str] | None) -> dict[str, Any]:
     """What the history has for the summary; draws the figures."""
-    told = {"seconds": sum(line.get("seconds", 0) for line in lines), "figures": draw(lines, figures)}
+    told = {"seconds": sum(line.get("seconds", 0) for line in lines), "figures": draw(lines, figures, expert_names)}
     load = late_load(lines)
     return told if load is None else {**told, "routing": load_summary(load)}
 

@@ -27,6 +27,7 @@ FLAGS = {
         "--json",
     ],
     "tune": ["--model", "--hidden", "--num-experts", "--top-k", "--gated", "--dtype", "--tokens"],
+    "report": ["runs", "--out"],
     "demo": ["--out", "--seed", "--steps", "--minutes"],
 }
 

@@ -1,9 +1,11 @@
 """Programs that pass, fail and misbehave: each is told apart, contained, and nobody else's business."""
 
+import os
+
 import pytest
 
 from moe_codegen.errors import InfrastructureError, ProblemError
-from moe_codegen.evaluation.execution import Executor, Kind, Submission
+from moe_codegen.evaluation.execution import Executor, Kind, Submission, compilers
 from moe_codegen.evaluation.execution import judge as judging
 from moe_codegen.evaluation.languages.language import before_last
 from moe_codegen.evaluation.sandbox import End
@@ -141,6 +143,16 @@ def test_a_program_without_the_usual_headers_is_compiled_as_it_is(judged):
     needs_more = Submission("cpp", with_assert + "    std::string text; return 2 * number;\n", tests)
     enough = Submission("cpp", with_assert + "    return 2 * number;\n", tests)
     assert [outcome.kind for outcome in judged("cpp", needs_more, enough)] == [Kind.COMPILE_ERROR, Kind.PASSED]
+
+
+@needs("cpp")
+def test_compiled_headers_of_a_killed_process_are_removed(sandbox, tmp_path, monkeypatch):
+    monkeypatch.setattr(compilers.tempfile, "tempdir", str(tmp_path))
+    for process in ("99999999", str(os.getpid())):
+        (tmp_path / f"moe-codegen-headers-{process}-x").mkdir()
+    monkeypatch.setattr(compilers.CommandCompiler, "_precompile", lambda self, header: None)
+    compilers.open_compiler(hasty("cpp"), sandbox).close()
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"moe-codegen-headers-{os.getpid()}-x"]
 
 
 @needs("java")

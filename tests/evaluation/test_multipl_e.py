@@ -41,6 +41,19 @@ def test_every_solution_passes_and_every_broken_twin_fails(language, sandbox):
     assert len(passed) == len(problems) - len(unpassable)
 
 
+@needs("py")
+def test_every_solution_of_mbpp_passes(sandbox):
+    problems = {problem.name: problem for problem in read_problems("mbpp", "py", multiple() / "prompts")}
+    lines = (multiple() / "solutions/multipl-e-mbpp-py.jsonl").read_text().splitlines()
+    with Executor(sandbox, [find_language("py")], workers=2) as executor:
+        futures = {}
+        for row in map(json.loads, lines):
+            problem = problems[row["name"]]
+            futures[row["name"]] = executor.submit(Submission("py", problem.prompt + row["canonical"], problem.tests))
+        executor.finish()
+    assert [name for name, future in futures.items() if future.result().kind is not Kind.PASSED] == []
+
+
 @in_each_language
 def test_the_status_is_what_multipl_es_own_evaluator_wrote(language, sandbox):
     problems = problems_of(language)

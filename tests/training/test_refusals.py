@@ -28,6 +28,7 @@ def refused(settings, folder, error, message):
     [
         (dict(trainer={"label_smoothing_factor": 0.1}), "router losses would be left out"),
         (dict(trainer={"learnin_rate": 0.1}), "did you mean `learning_rate`"),
+        (dict(trainer={"optim": "sgdm"}), "transformers refuses these settings: sgdm is not a valid OptimizerNames"),
         (dict(trainer={"max_steps": 3}), "trainer.max_steps is decided by the run file"),
         (dict(batch_size=6, micro_batch_size=4), "no multiple of micro_batch_size=4 times 1 processes"),
         (dict(batch_size=4096, micro_batch_size=8), "do not fill one batch of batch_size=4096"),
@@ -98,6 +99,13 @@ def test_a_run_file_that_is_wrong(corpus, tmp_path):
         run.write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_run(DenseSettings, run)
+
+
+def test_the_run_file_of_the_examples_is_one():
+    example = Path(__file__).parents[2] / "examples" / "mix.toml"
+    settings = read_run(MixSettings, example, {"model": "moe"})
+    assert settings.trainer == {"report_to": ["tensorboard"]}
+    assert settings.parts == "shared"
 
 
 def test_flags_override_the_run_file_and_its_paths_are_relative_to_it(tmp_path):

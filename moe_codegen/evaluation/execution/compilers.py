@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from moe_codegen.evaluation.languages.language import Compilation
 from moe_codegen.evaluation.sandbox import End, Finished, Limits, Sandbox
 
 _MEMORY, _DISK, _ARTIFACT = 2 << 30, 512 << 20, 512 << 20  # bytes
+_HEADERS = "moe-codegen-headers-"
 _KEEP_ARTIFACT = ("sh", "-c", 'out=$1; shift; "$@" >&2 && cat "$out"', "sh")
 
 
@@ -67,7 +69,8 @@ class CommandCompiler:
 
     def __init__(self, language: Language, compilation: Compilation, sandbox: Sandbox) -> None:
         self._source, self._compilation, self._sandbox = language.source, compilation, sandbox
-        self._folder = tempfile.TemporaryDirectory(prefix="moe-codegen-headers-")
+        _remove_leftovers()
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{_HEADERS}{os.getpid()}-")
         self._headers: Path | None = None
         if compilation.precompiled is not None:
             self._headers = Path(self._folder.name)
@@ -161,6 +164,15 @@ class JavaCompiler:
         for pipe in (server.stdin, server.stdout, server.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def _remove_leftovers() -> None:
+    """Remove compiled headers, 130 MB each, of processes that were killed before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_HEADERS}*"):
+        process = folder.name.removeprefix(_HEADERS).partition("-")[0]
+        is_ours = folder.lstat().st_uid == os.geteuid() and not folder.is_symlink()
+        if is_ours and not Path("/proc", process).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build(

@@ -53,7 +53,7 @@ class Language:
         run_seconds: it may take; MultiPL-E's evaluator gives as much.
         with_marker: (tests, marker) -> tests that write `marker` on standard output after their last assertion. The
             writing is itself part of an assertion, so that a program with assertions turned off does not do it.
-        status: (exit code, standard error) of a run that failed -> MultiPL-E's status.
+        status: standard error of a run that failed -> MultiPL-E's status.
         compilation: None where the source is run as it is.
         support: further files in the folder of a run.
         invalid_marks: in the standard error of a run: the program is none of this language.

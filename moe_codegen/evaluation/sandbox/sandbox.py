@@ -1,6 +1,7 @@
 """What every sandbox does, and the choice of one."""
 
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +58,8 @@ def open_sandbox(kind: str) -> Sandbox:
     Raises:
         SandboxError: unknown, cannot be built here, or leaks.
     """
+    if sys.platform != "linux":
+        raise SandboxError(f"programs are run on Linux only, this is {sys.platform}; `evaluate generate` works here")
     if kind == Unconfined.name:
         return Unconfined()
     if kind != Bubblewrap.name:

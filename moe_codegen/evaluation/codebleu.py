@@ -1,0 +1,77 @@
+"""CodeBLEU (arXiv 2009.10297): how alike two texts of code are in words, syntax and data flow.
+
+A similarity and never correctness: a program broken by one operator can score nearly what the right one does. It is
+here because earlier studies report it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from moe_codegen.errors import ConfigError, ResultError
+from moe_codegen.evaluation.files import completion_files, read_completions
+from moe_codegen.evaluation.syntax import SHORT_NAMES
+from moe_codegen.metrics import Interval, ratio_interval
+
+LANGUAGES = ("python", "java", "javascript", "cpp")
+
+
+def codebleu(reference: str, candidate: str, language: str) -> float:
+    """CodeBLEU of one text against one reference, its four parts weighing the same, between 0 and 1.
+
+    Raises:
+        ConfigError: a language that it is not defined for here, or the extra `codebleu` is not installed.
+    """
+    name = SHORT_NAMES.get(language, language)
+    if name not in LANGUAGES:
+        raise ConfigError(f"CodeBLEU is not measured for {language!r}; it is for {', '.join(LANGUAGES)}")
+    try:
+        from codebleu import calc_codebleu
+    except ModuleNotFoundError as missing:
+        raise ConfigError(f"{missing.name} is missing: pip install 'moe-codegen[codebleu]'") from missing
+    return float(calc_codebleu([reference], [candidate], lang=name)["codebleu"])
+
+
+def folder_codebleu(folder: Path, references: Mapping[str, str]) -> Interval:
+    """The mean over problems of their completions' mean CodeBLEU, with its interval over problems.
+
+    Args:
+        folder: MultiPL-E's completion files of one language.
+        references: problem -> a right completion.
+
+    Raises:
+        ResultError: no completions, or a problem without a reference.
+    """
+    means = {}
+    for problem, path in completion_files(folder).items():
+        if problem not in references:
+            raise ResultError(f"there is no reference for {problem} of {folder}")
+        completions = read_completions(path)
+        scores = [
+            codebleu(references[problem], completion, completions.language) for completion in completions.completions
+        ]
+        means[problem] = float(np.mean(scores))
+    if not means:
+        raise ResultError(f"{folder} holds no completions")
+    return ratio_interval(np.array(list(means.values())), np.ones(len(means)), list(means))
+
+
+def read_references(path: Path) -> dict[tuple[str, str], str]:
+    """(language, problem) -> completion, from JSON lines with `name`, `language` and `completion` or `canonical`.
+
+    Raises:
+        ResultError: a line that is none of these.
+    """
+    references = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            completion = row["completion"] if "completion" in row else row["canonical"]
+            references[row["language"], row["name"]] = completion
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultError(
+                f"{path}, line {number}, is no reference ({error!r}); expected name, language and completion"
+            ) from error
+    return {key: text for key, text in references.items() if text is not None}

@@ -1,0 +1,60 @@
+"""CodeBLEU runs beside the syntax check on one set of versions, and is high for what is wrong."""
+
+import json
+
+import pytest
+
+from moe_codegen.errors import ConfigError, ResultError
+from moe_codegen.evaluation.codebleu import LANGUAGES, codebleu, folder_codebleu, read_references
+from moe_codegen.evaluation.files import Completions, write_completions
+from moe_codegen.evaluation.syntax import parses
+
+pytest.importorskip("codebleu")
+RIGHT = {
+    "python": "def f(items):\n    total = 0\n    for item in items:\n        total = total + item\n    return total\n",
+    "java": "class A { int f(int[] x) { int total = 0; for (int item : x) total = total + item; return total; } }",
+    "javascript": "function f(items) { let total = 0; for (const item of items) total = total + item; return total; }",
+    "cpp": "int f(int* x, int n) { int total = 0; for (int i = 0; i < n; ++i) total = total + x[i]; return total; }",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_it_is_one_for_the_same_and_stays_high_for_a_wrong_program(language):
+    right, wrong = RIGHT[language], RIGHT[language].replace("total +", "total -")
+    assert codebleu(right, right, language) == pytest.approx(1)
+    assert 0.7 < codebleu(right, wrong, language) < 1
+    assert codebleu(right, "x", language) < 0.5
+    assert parses(wrong, language)
+
+
+def test_a_folder_is_the_mean_over_its_problems(tmp_path):
+    def write(name, *texts):
+        fixed = dict(prompt="", tests="", stop_tokens=(), temperature=0.2, top_p=0.95, max_tokens=64)
+        write_completions(tmp_path, Completions(name=name, language="py", completions=texts, **fixed))
+
+    write("a", RIGHT["python"], RIGHT["python"])
+    write("b", RIGHT["python"], "x")
+    references = dict.fromkeys("ab", RIGHT["python"])
+    half = (1 + codebleu(RIGHT["python"], "x", "py")) / 2
+    assert folder_codebleu(tmp_path, references).value == pytest.approx((1 + half) / 2)
+    with pytest.raises(ResultError, match="no reference for b"):
+        folder_codebleu(tmp_path, {"a": "x"})
+
+
+def test_references_are_read_by_language_and_problem(tmp_path):
+    path = tmp_path / "references.jsonl"
+    rows = [
+        {"name": "a", "language": "py", "completion": "x"},
+        {"name": "a", "language": "js", "canonical": "y"},
+        {"name": "b", "language": "js", "canonical": None},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_references(path) == {("py", "a"): "x", ("js", "a"): "y"}
+    path.write_text('{"name": "a"}\n')
+    with pytest.raises(ResultError, match="line 1"):
+        read_references(path)
+
+
+def test_other_languages_are_named():
+    with pytest.raises(ConfigError, match="fortran"):
+        codebleu("", "", "fortran")
