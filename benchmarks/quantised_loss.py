@@ -58,6 +58,8 @@ def _measure(corpus: Path, path: Path, count: int) -> Result:
     loss = losses_by_language(full)["all"].value
     rows: list[Row] = [{"experts": str(model.dtype).removeprefix("torch."), "loss (nats a token)": loss}]
     for bits, group in FORMATS:
+        if group and (model.config.hidden_size % group or model.config.moe_intermediate_size % group):
+            continue
         asked = ExpertQuantisationConfig(bits=bits, group_size=group)
         quantised = MoEForCausalLM.from_pretrained(path, dtype="auto", expert_quantization=asked)
         losses = document_losses(quantised, documents, start_id)
