@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> Result:
             peak = peak_memory([sys.executable, "-c", "from moe_codegen.cli import main; main()", *command, "--quiet"])
             seconds = time.perf_counter() - start
             rows.append({"verb": verb, "GB": nbytes / 1e9, "peak GiB": peak / 2**30, "MB/s": nbytes / 1e6 / seconds})
+            print(rows[-1], file=sys.stderr, flush=True)  # the next one may take long
     return Result(rows, [f"{options.processes} processes; private memory (USS) of all of them together"])
 
 

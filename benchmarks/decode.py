@@ -1,15 +1,16 @@
-"""Generation with a model of full size on the CPU: tokens per second beside the dense model and the memory's speed."""
+"""Generation with a model of full size on the CPU: dense, its mixture in bf16, 8 and 4 bits, and the memory's speed."""
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.published import add_model_options, source_and_mixture
 from benchmarks.registry import Result, Row, case
-from moe_codegen import MoEForCausalLM, upcycle
-from moe_codegen.modeling.parameters import count_parameters
+from moe_codegen import MoEConfig, MoEForCausalLM, quantise, upcycle
+from moe_codegen_kernels.cpu import describe_cpu_path
 
 COPIED_BYTES = 2**30
 
@@ -18,24 +19,46 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The model, and how long to generate."""
     add_model_options(parser)
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--only", action="append", help="such as 'mixture int8'; may be given again [all]")
 
 
-@case("decode", "tokens per second of a mixture, its dense source, and the limit memory sets", add_options)
+@case("decode", "tokens per second of a dense model and its mixture in bf16, int8, int4; memory's limit", add_options)
 def run(options: argparse.Namespace) -> Result:
-    """Generate greedily with one, then the other, in bf16; the first round only warms up."""
+    """Generate greedily with one after the other; all but the quantised experts is bf16."""
     rows = []
     with source_and_mixture(options) as (source, mixture):
         if not mixture.exists():
             upcycle(source, mixture, num_experts=options.num_experts, dtype="bfloat16")
-        for name, model_class, path in (
-            ("dense", AutoModelForCausalLM, source),
-            ("mixture", MoEForCausalLM, mixture),
+        packed = {"pack_experts": True}
+        for name, model_class, path, asked in (
+            ("dense", AutoModelForCausalLM, source, {}),
+            ("mixture", MoEForCausalLM, mixture, {}),
+            ("mixture packed", MoEForCausalLM, mixture, packed),
+            ("mixture int8", MoEForCausalLM, _quantised(mixture, 8), {}),
+            ("mixture int4", MoEForCausalLM, _quantised(mixture, 4), {}),
         ):
-            model = model_class.from_pretrained(path, dtype=torch.bfloat16).eval()
+            if options.only and name not in options.only:
+                continue
+            model = model_class.from_pretrained(path, dtype=torch.bfloat16, **asked).eval()
             rows.append(_measure(name, model, options.tokens, options.repeats))
             del model
-    dense, sparse = (row["tokens / s"] for row in rows)
-    return Result(rows, notes=[f"mixture / dense: {sparse / dense:.2f}"])
+    pace = {row["model"]: row["tokens / s"] for row in rows}
+    pairs = (
+        ("mixture", "dense"),
+        ("mixture packed", "mixture"),
+        ("mixture int8", "mixture"),
+        ("mixture int4", "mixture"),
+    )
+    notes = [f"{a} / {b}: {pace[a] / pace[b]:.2f}" for a, b in pairs if a in pace and b in pace]
+    return Result(rows, notes=[f"experts: {describe_cpu_path()}", *notes])
+
+
+def _quantised(mixture: Path, bits: int) -> Path:
+    """The mixture with experts of `bits`, written beside it if it is not there."""
+    path = mixture.with_name(f"{mixture.name}-int{bits}")
+    if not path.exists():
+        quantise(mixture, path, bits=bits)
+    return path
 
 
 def _measure(name: str, model: PreTrainedModel, tokens: int, repeats: int) -> Row:
@@ -48,7 +71,7 @@ def _measure(name: str, model: PreTrainedModel, tokens: int, repeats: int) -> Ro
         if repeat:
             seconds.append(taken)
     pace = tokens / sorted(seconds)[len(seconds) // 2]
-    active_bytes = count_parameters(model.config).active * model.dtype.itemsize
+    active_bytes = _active_bytes(model)
     limit = bandwidth / active_bytes
     return {
         "model": name,
@@ -58,6 +81,13 @@ def _measure(name: str, model: PreTrainedModel, tokens: int, repeats: int) -> Ro
         "limit tokens / s": limit,
         "of limit": pace / limit,
     }
+
+
+def _active_bytes(model: PreTrainedModel) -> float:
+    """Bytes of what takes part for one token: of the experts K of E, of everything else all."""
+    config = model.config
+    share = config.num_experts_per_tok / config.num_experts if isinstance(config, MoEConfig) else 1.0
+    return sum(p.nbytes * (share if ".mlp.experts." in name else 1.0) for name, p in model.named_parameters())
 
 
 def _generate(model: PreTrainedModel, prompt: torch.Tensor, tokens: int) -> float:

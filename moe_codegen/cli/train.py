@@ -27,8 +27,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.
 
 def _add(verb: str, settings_class: type[TrainSettings]) -> None:
     def command(**given: Any) -> None:
+        import datasets  # slow to import, and no other verb needs it
+
         settings = read_run(settings_class, given["run"], values_of(settings_class, given))
         transformers.logging.set_verbosity_error()
+        # One bar is enough: theirs, of loading and of saving, would come before and through it.
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
         is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started it speaks for all
         with TrainingBar(console.messages) as bar:
             summary = train(settings, given["out"], callbacks=[bar], warn=_warn if is_first else _say_nothing)

@@ -86,9 +86,6 @@ def _refused(what: str, error: Exception) -> SourceError:
     """Our error for one of `datasets` or of the Hub's client, which says what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    causes: list[BaseException] = [error]
-    while cause := causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(cause)
     sign_in = "sign in here with `hf auth login` or set HF_TOKEN to a token that may read"
     for kind, advice in (
         (GatedRepoError, f"is gated: open its page on the Hub, accept its terms with your account, then {sign_in} it"),
@@ -96,8 +93,6 @@ def _refused(what: str, error: Exception) -> SourceError:
         (RevisionNotFoundError, "has no such revision; its page on the Hub lists them"),
     ):
         # `datasets` drops the Hub's own error on the way and leaves its text.
-        if any(isinstance(cause, kind) for cause in causes) or (
-            kind is GatedRepoError and "gated dataset" in str(error)
-        ):
+        if isinstance(error, kind) or (kind is GatedRepoError and "gated dataset" in str(error)):
             return (GatedDatasetError if kind is GatedRepoError else SourceError)(f"{what} {advice}")
     return SourceError(f"{what} cannot be read from the Hub: {type(error).__name__}: {error}")

@@ -5,7 +5,6 @@ shingles gives the intersection with every one of them, hence the Jaccard simila
 be similar to `t` if that share of its shingles is in the index at all, which settles nearly every file at once.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from moe_codegen.data.tally import UnitOutput, merged
 from moe_codegen.settings import check_between, setting
 
 TRAIN, VALIDATION = "train", "validation"
-_INDEX_SHINGLES = 16 << 20  # in memory at once, eight bytes each
+_INDEX_SHINGLES = 16 << 20  # sorted at once, in memory
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ def _split(stage: Stage) -> tuple[Record, list[Record]]:
     held_out, twins = stage.work / "held_out", stage.work / "twins"
     blocks = _index_blocks([record["shingles"] for record in records])
     for number, block in enumerate(blocks):
-        build_index(held_out, block, twins / f"index-{number:03d}.npz")
-    stage.map("twins", find_twins_unit, stage.settings, len(blocks), total=stage.source.nbytes * len(blocks))
+        build_index(held_out, block, twins / f"index-{number:03d}")
+    stage.map("twins", find_twins_unit, stage.settings, len(blocks))
     records = stage.map(OUTPUT, divide_unit, stage.settings, twins)
     rows = {
         into: sum(s["rows"] for r in records for s in r["shards"] if s["name"].startswith(into))
@@ -116,8 +115,42 @@ def _index_blocks(counts: list[int]) -> list[list[int]]:
     return blocks
 
 
-def build_index(held_out: Path, units: list[int], path: Path) -> None:
-    """The inverted index of some units' validation files: sorted shingles, the file of each, and each file's size."""
+@dataclass(frozen=True)
+class Index:
+    """The inverted index of some validation files: sorted shingles, the file of each, and each file's size in shingles.
+
+    The arrays are mapped and not read, so that many blocks cost no memory that others could not have.
+    """
+
+    shingle: np.ndarray
+    owner: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> "Index":
+        """What `build_index` wrote."""
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))
+
+    def nearest(self, values: np.ndarray, offsets: np.ndarray, similarity: float) -> np.ndarray:
+        """Of each set the Jaccard similarity to the file nearest to it; 0 where that is below `similarity`."""
+        near = np.zeros(len(offsets) - 1)
+        begin = np.searchsorted(self.shingle, values)
+        known = np.zeros(len(values), bool)
+        inside = begin < len(self.shingle)
+        known[inside] = self.shingle[begin[inside]] == values[inside]
+        covered = np.diff(np.concatenate([[0], np.cumsum(known)])[offsets])
+        for place in np.flatnonzero(covered >= np.maximum(similarity * np.diff(offsets), 1)):
+            mine = slice(int(offsets[place]), int(offsets[place + 1]))
+            starts = begin[mine][known[mine]]
+            ends = np.searchsorted(self.shingle, values[mine][known[mine]], side="right")
+            owners = np.concatenate([self.owner[a:b] for a, b in zip(starts, ends, strict=True)])
+            common = np.bincount(owners, minlength=len(self.sizes))
+            near[place] = np.max(common / (self.sizes + (mine.stop - mine.start) - common))
+        return np.where(near >= similarity, near, 0.0)
+
+
+def build_index(held_out: Path, units: list[int], folder: Path) -> None:
+    """Write the index of some units' validation files."""
     values, lengths = [], []
     for unit in units:
         with np.load(held_out / f"{unit:05d}.npz") as arrays:
@@ -126,48 +159,30 @@ def build_index(held_out: Path, units: list[int], path: Path) -> None:
     sizes = np.concatenate(lengths)
     shingle, owner = np.concatenate(values), np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     order = np.argsort(shingle, kind="stable")
-    path.parent.mkdir(exist_ok=True)
-    np.savez(path, shingle=shingle[order], owner=owner[order], sizes=sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in (("shingle", shingle[order]), ("owner", owner[order]), ("sizes", sizes)):
+        np.save(folder / f"{name}.npy", array)
 
 
 def find_twins_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, blocks: int) -> Record:
     """The rows of a unit's training files that are near-duplicates of a validation file, and how near."""
-    found: dict[int, float] = {}
-    for block in range(blocks):
-        with np.load(folder / f"index-{block:03d}.npz") as arrays:
-            index = (arrays["shingle"], arrays["owner"], arrays["sizes"])
-        for row, near in _twins(unit, settings, index):
-            found[row] = max(near, found.get(row, 0.0))
-    rows = np.array(sorted(found), np.int64)
-    np.savez(folder / f"{number:05d}.npz", rows=rows, similarity=np.array([found[row] for row in rows.tolist()]))
-    return {}
-
-
-def _twins(
-    unit: Unit, settings: SplitSettings, index: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> Iterator[tuple[int, float]]:
-    shingle, owner, sizes = index
+    indexes = [Index.open(folder / f"index-{block:03d}") for block in range(blocks)]
+    rows, similarity = [np.zeros(0, np.int64)], [np.zeros(0)]
     first = 0
     for batch in unit.batches():
         sound, numbers, _ = split_sound(batch)
         training = np.flatnonzero(~_to_validation(sound, settings))
         values, offsets = _sets(sound, training)
-        begin = np.searchsorted(shingle, values)
-        known = np.zeros(len(values), bool)
-        inside = begin < len(shingle)
-        known[inside] = shingle[begin[inside]] == values[inside]
-        covered = np.diff(np.concatenate([[0], np.cumsum(known)])[offsets])
-        for place in np.flatnonzero(covered >= settings.similarity * np.diff(offsets)):
-            mine = slice(int(offsets[place]), int(offsets[place + 1]))
-            starts = begin[mine][known[mine]]
-            ends = np.searchsorted(shingle, values[mine][known[mine]], side="right")
-            owners = np.concatenate([owner[a:b] for a, b in zip(starts, ends, strict=True)])
-            common = np.bincount(owners, minlength=len(sizes))
-            near = float(np.max(common / (sizes + (mine.stop - mine.start) - common)))
-            if near >= settings.similarity:
-                yield first + int(numbers[training[place]]), near
+        near = np.zeros(len(training))
+        for index in indexes:
+            near = np.maximum(near, index.nearest(values, offsets, settings.similarity))
+        twins = np.flatnonzero(near)
+        rows.append(first + numbers[training[twins]])
+        similarity.append(near[twins])
         first += batch.rows.num_rows
-        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, batch.rows.num_rows)
+        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, batch.rows.num_rows - len(twins))
+    np.savez(folder / f"{number:05d}.npz", rows=np.concatenate(rows), similarity=np.concatenate(similarity))
+    return {}
 
 
 def divide_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, twins: Path) -> Record:

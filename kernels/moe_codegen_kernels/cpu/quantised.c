@@ -22,7 +22,7 @@
 #define BLOCK 32
 #define ROWS_AT_ONCE 4           // of x, for each weight that is read
 #define AHEAD 1024               // bytes; prefetched, for the hardware stops at every page
-#define CHUNK 64                 // rows of the weight that a thread takes at a time
+#define CHUNK 128                // rows of the weight that a thread takes at a time
 #define WORTH_THREADS (1 << 18)  // products
 #define INLINE static inline __attribute__((always_inline))
 
@@ -89,12 +89,13 @@ INLINE void dot(const int rows, const int bits, const int16_t *x, const float *x
     for (int m = 0; m < rows; m++) out[m * N] = total(sums[m]);
 }
 
-// The same with `rows` and `bits` known to the compiler.
+// The same with `rows` and `bits` known to the compiler, and the group where it is a block.
 static void dots(long rows, int bits, const int16_t *x, const float *x_scales, const int8_t *weight,
                  const uint16_t *scales, long group, long K, float *out, long N) {
 #define CASE(ROWS) \
     case ROWS: \
         if (bits == 8) dot(ROWS, 8, x, x_scales, weight, scales, group, K, out, N); \
+        else if (group == BLOCK) dot(ROWS, 4, x, x_scales, weight, scales, BLOCK, K, out, N); \
         else dot(ROWS, 4, x, x_scales, weight, scales, group, K, out, N); \
         break
     switch (rows) {
@@ -119,12 +120,14 @@ static void round_to_shorts(const float *x, long count, int16_t *rounded, float 
     }
 }
 
+// Each of `count` experts times its rows bounds[i] .. bounds[i + 1] of x; weight and scale hold all experts.
 // Returns 0, or 1 where there is no memory for the rounded x.
-int quantised_linear(int bits, int threads, long M, long N, long K, long group, const int8_t *weight,
-                     const uint16_t *scales, const float *x, float *out) {
-    const long row_bytes = K * bits / 8, groups = K / group;
+int quantised_linear(int bits, int threads, long count, long N, long K, long group, const long *experts,
+                     const long *bounds, const int8_t *weight, const uint16_t *scales, const float *x, float *out) {
+    const long row_bytes = K * bits / 8, groups = K / group, blocks = K / BLOCK, M = bounds[count];
+    const long chunks = (N + CHUNK - 1) / CHUNK;
     int16_t *rounded = malloc(M * K * sizeof *rounded);
-    float *x_scales = malloc(M * (K / BLOCK) * sizeof *x_scales);
+    float *x_scales = malloc(M * blocks * sizeof *x_scales);
     if (!rounded || !x_scales) {
         free(rounded);
         free(x_scales);
@@ -132,13 +135,14 @@ int quantised_linear(int bits, int threads, long M, long N, long K, long group, 
     }
     round_to_shorts(x, M * K, rounded, x_scales);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (M * N * K > WORTH_THREADS)
-    for (long start = 0; start < N; start += CHUNK) {
-        const long end = start + CHUNK < N ? start + CHUNK : N;
-        for (long n = start; n < end; n++)
-            for (long m = 0; m < M; m += ROWS_AT_ONCE) {
-                const long rows = M - m < ROWS_AT_ONCE ? M - m : ROWS_AT_ONCE;
-                dots(rows, bits, rounded + m * K, x_scales + m * (K / BLOCK), weight + n * row_bytes, scales + n * groups,
-                          group, K, out + m * N + n, N);
+    for (long task = 0; task < count * chunks; task++) {
+        const long i = task / chunks, first = task % chunks * CHUNK, end = first + CHUNK < N ? first + CHUNK : N;
+        for (long n = first; n < end; n++)
+            for (long m = bounds[i]; m < bounds[i + 1]; m += ROWS_AT_ONCE) {
+                const long rows = bounds[i + 1] - m < ROWS_AT_ONCE ? bounds[i + 1] - m : ROWS_AT_ONCE;
+                const long row = experts[i] * N + n;
+                dots(rows, bits, rounded + m * K, x_scales + m * blocks, weight + row * row_bytes,
+                     scales + row * groups, group, K, out + m * N + n, N);
             }
     }
     free(rounded);

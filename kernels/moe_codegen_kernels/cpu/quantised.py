@@ -8,7 +8,9 @@ T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +19,31 @@ from moe_codegen_kernels.activations import activate, activate_backward
 from moe_codegen_kernels.cpu import compiled
 from moe_codegen_kernels.quantised_weights import BITS, BLOCK, dequantise
 
-FEW_ROWS = 32  # up to here reading the weights once outweighs the speed of a dense product
+FEW_ROWS = 32  # of an expert: up to here reading its weights once outweighs the speed of a dense product
 BLOCK_BYTES = 4 * 2**20  # of weights made wide at a time, to stay in the cache
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that are computed together: those of `experts`, one expert after the other.
+
+    bounds: rows bounds[i] .. bounds[i+1] are those of experts[i]. slots_M: their slots, token*K + choice.
+    """
+
+    experts: list[int]
+    bounds: list[int]
+    slots_M: Tensor
+    tokens_M: Tensor
+
+    @property
+    def are_few(self) -> bool:
+        """Whether no expert has more than `FEW_ROWS`."""
+        return all(end - start <= FEW_ROWS for start, end in itertools.pairwise(self.bounds))
+
+    def of_each(self) -> Iterator[tuple[int, slice]]:
+        """Each expert with its rows."""
+        for expert, (start, end) in zip(self.experts, itertools.pairwise(self.bounds), strict=True):
+            yield expert, slice(start, end)
 
 
 def expert_ffn(
@@ -38,11 +63,11 @@ def expert_ffn(
     wide = torch.promote_types(hidden_TD.dtype, torch.float32)
     out_TD = torch.zeros_like(hidden_TD, dtype=wide)
     weights_R = weights_TK.reshape(-1).to(wide)
-    for expert, slots_M, tokens_M in _touched(expert_ids_TK, up.shape[0]):
-        x_MD = hidden_TD.index_select(0, tokens_M).to(wide)
-        h_MG = _linear(x_MD, up[expert], up_scales[expert], up_bias, expert)
-        y_MD = _linear(_activate(h_MG, activation, gated), down[expert], down_scales[expert], down_bias, expert)
-        out_TD.index_add_(0, tokens_M, y_MD.mul_(weights_R.index_select(0, slots_M)[:, None]))
+    for rows in _rows(expert_ids_TK, up.shape[0]):
+        x_MD = hidden_TD.index_select(0, rows.tokens_M).to(wide)
+        h_MG = _linear(x_MD, up, up_scales, up_bias, rows)
+        y_MD = _linear(_activate(h_MG, activation, gated), down, down_scales, down_bias, rows)
+        out_TD.index_add_(0, rows.tokens_M, y_MD.mul_(weights_R.index_select(0, rows.slots_M)[:, None]))
     return out_TD.to(hidden_TD.dtype)
 
 
@@ -69,48 +94,72 @@ def expert_ffn_backward(
     d_hidden_TD = torch.zeros_like(hidden_TD, dtype=wide)
     weights_R = weights_TK.reshape(-1).to(wide)
     d_weights_R = torch.zeros_like(weights_R)
-    for expert, slots_M, tokens_M in _touched(expert_ids_TK, up.shape[0]):
-        dO_MD = grad_TD.index_select(0, tokens_M).to(wide)
-        x_MD = hidden_TD.index_select(0, tokens_M).to(wide)
-        h_MG = _linear(x_MD, up[expert], up_scales[expert], up_bias, expert)
-        dA_MF = _linear_backward(dO_MD, down[expert], down_scales[expert])
+    for rows in _rows(expert_ids_TK, up.shape[0]):
+        dO_MD = grad_TD.index_select(0, rows.tokens_M).to(wide)
+        x_MD = hidden_TD.index_select(0, rows.tokens_M).to(wide)
+        h_MG = _linear(x_MD, up, up_scales, up_bias, rows)
+        dA_MF = _linear_backward(dO_MD, down, down_scales, rows)
         ds_M = (dA_MF * _activate(h_MG, activation, gated)).sum(dim=-1)
         if down_bias is not None:
-            ds_M += (dO_MD * down_bias[expert]).sum(dim=-1)
-        d_weights_R[slots_M] = ds_M
-        dA_MF *= weights_R.index_select(0, slots_M)[:, None]
+            for expert, its in rows.of_each():
+                ds_M[its] += (dO_MD[its] * down_bias[expert]).sum(dim=-1)
+        d_weights_R[rows.slots_M] = ds_M
+        dA_MF *= weights_R.index_select(0, rows.slots_M)[:, None]
         dh_MG = _activate_backward(dA_MF, h_MG, activation, gated)
-        d_hidden_TD.index_add_(0, tokens_M, _linear_backward(dh_MG, up[expert], up_scales[expert]))
+        d_hidden_TD.index_add_(0, rows.tokens_M, _linear_backward(dh_MG, up, up_scales, rows))
     return d_hidden_TD.to(hidden_TD.dtype), d_weights_R.view(weights_TK.shape).to(weights_TK.dtype)
 
 
-def _touched(expert_ids_TK: Tensor, num_experts: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Each expert that has rows, with its slots (token*K + choice) and their tokens."""
-    # Lists: with few rows sorting tensors would take longer than this.
+def _rows(expert_ids_TK: Tensor, num_experts: int) -> Iterator[_Rows]:
+    """The rows of all experts that have few, together; then those of each that has many."""
+    # In lists: with few rows sorting tensors would take longer than this.
     slots_of: dict[int, list[int]] = {}
     for slot, expert in enumerate(expert_ids_TK.reshape(-1).tolist()):
-        slots_of.setdefault(expert, []).append(slot)
-    for expert in sorted(slots_of):
         if expert < num_experts:
-            slots_M = torch.tensor(slots_of[expert])
-            yield expert, slots_M, slots_M // expert_ids_TK.shape[1]
+            slots_of.setdefault(expert, []).append(slot)
+    few = sorted(expert for expert, slots in slots_of.items() if len(slots) <= FEW_ROWS)
+    many = sorted(slots_of.keys() - few)
+    for experts in ([few] if few else []) + [[expert] for expert in many]:
+        slots = [slot for expert in experts for slot in slots_of[expert]]
+        bounds = [0, *itertools.accumulate(len(slots_of[expert]) for expert in experts)]
+        slots_M = torch.tensor(slots)
+        yield _Rows(experts, bounds, slots_M, slots_M // expert_ids_TK.shape[1])
 
 
-def _linear(x_MK: Tensor, stored_NK: Tensor, scales_NG: Tensor, bias_EN: Tensor | None, expert: int) -> Tensor:
-    """x_MK @ weight_NK.T + bias_EN[expert]."""
-    out_MN = x_MK.new_empty(x_MK.shape[0], stored_NK.shape[0])
-    if not (x_MK.shape[0] <= FEW_ROWS and _Weight(stored_NK, scales_NG).linear_compiled(x_MK, out_MN)):
-        for rows, weight_BK in _blocks(stored_NK, scales_NG, x_MK.dtype):
-            torch.mm(x_MK, weight_BK.T, out=out_MN[:, rows])
-    return out_MN if bias_EN is None else out_MN.add_(bias_EN[expert])
+def _linear(x_MK: Tensor, stored: Tensor, scales: Tensor, bias_EN: Tensor | None, rows: _Rows) -> Tensor:
+    """out_MN[r] = weight[e] @ x_MK[r] + bias_EN[e] for each row r of expert e."""
+    out_MN = x_MK.new_empty(x_MK.shape[0], stored.shape[1])
+    is_done = rows.are_few and _compiled_linear(x_MK, stored, scales, rows, out_MN)
+    for expert, its in rows.of_each():
+        if not is_done:
+            for columns, weight_BK in _blocks(stored[expert], scales[expert], x_MK.dtype):
+                torch.mm(x_MK[its], weight_BK.T, out=out_MN[its, columns])
+        if bias_EN is not None:
+            out_MN[its] += bias_EN[expert]
+    return out_MN
 
 
-def _linear_backward(grad_MN: Tensor, stored_NK: Tensor, scales_NG: Tensor) -> Tensor:
-    """grad_MN @ weight_NK."""
-    out_MK = grad_MN.new_zeros(grad_MN.shape[0], stored_NK.shape[1] * 8 // BITS[stored_NK.dtype])
-    for rows, weight_BK in _blocks(stored_NK, scales_NG, grad_MN.dtype):
-        torch.addmm(out_MK, grad_MN[:, rows], weight_BK, out=out_MK)
+def _linear_backward(grad_MN: Tensor, stored: Tensor, scales: Tensor, rows: _Rows) -> Tensor:
+    """out_MK[r] = grad_MN[r] @ weight[e] for each row r of expert e."""
+    out_MK = grad_MN.new_zeros(grad_MN.shape[0], stored.shape[2] * 8 // BITS[stored.dtype])
+    for expert, its in rows.of_each():
+        for columns, weight_BK in _blocks(stored[expert], scales[expert], grad_MN.dtype):
+            torch.addmm(out_MK[its], grad_MN[its, columns], weight_BK, out=out_MK[its])
     return out_MK
+
+
+def _compiled_linear(x_MK: Tensor, stored: Tensor, scales: Tensor, rows: _Rows, out_MN: Tensor) -> bool:
+    """out_MN without biases by the compiled kernel, which rounds x to 16 bits; False where it cannot."""
+    kernels, columns = _kernels(), x_MK.shape[1]
+    group = columns // scales.shape[2]
+    if kernels is None or x_MK.dtype != torch.float32 or group % BLOCK:
+        return False
+    x_MK, stored, scales = x_MK.contiguous(), stored.contiguous(), scales.contiguous()
+    experts = (ctypes.c_long * len(rows.experts))(*rows.experts)
+    bounds = (ctypes.c_long * len(rows.bounds))(*rows.bounds)
+    sizes = (BITS[stored.dtype], torch.get_num_threads(), len(rows.experts), stored.shape[1], columns, group)
+    pointers = (stored.data_ptr(), scales.data_ptr(), x_MK.data_ptr(), out_MN.data_ptr())
+    return kernels.quantised_linear(*sizes, experts, bounds, *pointers) == 0
 
 
 def _blocks(stored_NK: Tensor, scales_NG: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -120,40 +169,22 @@ def _blocks(stored_NK: Tensor, scales_NG: Tensor, dtype: torch.dtype) -> Iterato
     wide_BK = torch.empty(min(count, stored_NK.shape[0]), columns, dtype=dtype)
     for start in range(0, stored_NK.shape[0], count):
         rows = slice(start, start + count)
-        weight = _Weight(stored_NK[rows], scales_NG[rows])
-        block_BK = wide_BK[: weight.rows]
-        if not weight.dequantise_compiled(block_BK):
-            block_BK.copy_(dequantise(weight.stored_NK, weight.scales_NG, dtype))
+        block_BK = wide_BK[: stored_NK[rows].shape[0]]
+        if not _compiled_dequantise(stored_NK[rows], scales_NG[rows], block_BK):
+            block_BK.copy_(dequantise(stored_NK[rows], scales_NG[rows], dtype))
         yield rows, block_BK
 
 
-class _Weight:
-    """A stored matrix as the compiled kernels take it. Their calls answer whether they could."""
-
-    def __init__(self, stored_NK: Tensor, scales_NG: Tensor) -> None:
-        self.stored_NK, self.scales_NG = stored_NK.contiguous(), scales_NG.contiguous()
-        self.bits = BITS[stored_NK.dtype]
-        self.rows, self.columns = stored_NK.shape[0], stored_NK.shape[1] * 8 // self.bits
-        self.group = self.columns // scales_NG.shape[1]
-
-    def linear_compiled(self, x_MK: Tensor, out_MN: Tensor) -> bool:
-        """out_MN = x_MK @ weight_NK.T, x rounded to 16 bits; for few rows."""
-        kernels = _kernels()
-        if kernels is None or x_MK.dtype != torch.float32 or self.group % BLOCK:
-            return False
-        x_MK = x_MK.contiguous()
-        sizes = (self.bits, torch.get_num_threads(), x_MK.shape[0], self.rows, self.columns, self.group)
-        weight = (self.stored_NK.data_ptr(), self.scales_NG.data_ptr())
-        return kernels.quantised_linear(*sizes, *weight, x_MK.data_ptr(), out_MN.data_ptr()) == 0
-
-    def dequantise_compiled(self, out_NK: Tensor) -> bool:
-        """out_NK = the weight in float32."""
-        kernels = _kernels()
-        if kernels is None or out_NK.dtype != torch.float32 or self.group % BLOCK:
-            return False
-        sizes = (self.bits, torch.get_num_threads(), self.rows, self.columns, self.group)
-        kernels.dequantise(*sizes, self.stored_NK.data_ptr(), self.scales_NG.data_ptr(), out_NK.data_ptr())
-        return True
+def _compiled_dequantise(stored_NK: Tensor, scales_NG: Tensor, out_NK: Tensor) -> bool:
+    """out_NK = the weight in float32 by the compiled kernel; False where it cannot."""
+    kernels, (rows, columns) = _kernels(), out_NK.shape
+    group = columns // scales_NG.shape[1]
+    if kernels is None or out_NK.dtype != torch.float32 or group % BLOCK:
+        return False
+    stored_NK, scales_NG = stored_NK.contiguous(), scales_NG.contiguous()
+    sizes = (BITS[stored_NK.dtype], torch.get_num_threads(), rows, columns, group)
+    kernels.dequantise(*sizes, stored_NK.data_ptr(), scales_NG.data_ptr(), out_NK.data_ptr())
+    return True
 
 
 @functools.cache
@@ -162,7 +193,7 @@ def _kernels() -> ctypes.CDLL | None:
     if isinstance(library, str):
         return None
     integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    library.quantised_linear.argtypes = [integer] * 2 + [long] * 4 + [pointer] * 4
+    library.quantised_linear.argtypes = [integer] * 2 + [long] * 4 + [pointer] * 6
     library.dequantise.argtypes = [integer] * 2 + [long] * 3 + [pointer] * 3
     return library
 
