@@ -29,19 +29,26 @@ def run(options: argparse.Namespace) -> Result:
     with source_and_mixture(options) as (source, mixture):
         if not mixture.exists():
             upcycle(source, mixture, num_experts=options.num_experts, dtype="bfloat16")
-        for name, model_class, path in (
-            ("dense", AutoModelForCausalLM, source),
-            ("mixture", MoEForCausalLM, mixture),
-            ("mixture int8", MoEForCausalLM, _quantised(mixture, 8)),
-            ("mixture int4", MoEForCausalLM, _quantised(mixture, 4)),
+        packed = {"pack_experts": True}
+        for name, model_class, path, asked in (
+            ("dense", AutoModelForCausalLM, source, {}),
+            ("mixture", MoEForCausalLM, mixture, {}),
+            ("mixture packed", MoEForCausalLM, mixture, packed),
+            ("mixture int8", MoEForCausalLM, _quantised(mixture, 8), {}),
+            ("mixture int4", MoEForCausalLM, _quantised(mixture, 4), {}),
         ):
             if options.only and name not in options.only:
                 continue
-            model = model_class.from_pretrained(path, dtype=torch.bfloat16).eval()
+            model = model_class.from_pretrained(path, dtype=torch.bfloat16, **asked).eval()
             rows.append(_measure(name, model, options.tokens, options.repeats))
             del model
     pace = {row["model"]: row["tokens / s"] for row in rows}
-    pairs = (("mixture", "dense"), ("mixture int8", "mixture"), ("mixture int4", "mixture"))
+    pairs = (
+        ("mixture", "dense"),
+        ("mixture packed", "mixture"),
+        ("mixture int8", "mixture"),
+        ("mixture int4", "mixture"),
+    )
     notes = [f"{a} / {b}: {pace[a] / pace[b]:.2f}" for a, b in pairs if a in pace and b in pace]
     return Result(rows, notes=[f"experts: {describe_cpu_path()}", *notes])
 

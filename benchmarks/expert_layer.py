@@ -195,7 +195,7 @@ def memory(options: argparse.Namespace) -> Result:
     for name in options.shapes:
         layer = make_layer(SHAPES[name], options.tokens, "balanced", options.device, torch.bfloat16)
         for contender, make in contenders.items():
-            _, kept = _step(layer, make(layer), backward=True)
+            _, kept = step_of(layer, make(layer), backward=True)
             rows.append({"shape": name, "contender": contender, "KiB/token": kept / options.tokens / 1024})
     return Result(rows)
 
@@ -238,7 +238,7 @@ def _rows(layer: Layer, load: str, options: argparse.Namespace, backward: bool, 
         if name != DENSE and (error := ((out_TD - truth_TD).norm() / truth_TD.norm()).item()) > 0.02:
             rows.append(row | {"p50 ms": f"refused: relative error {error:.2g}"})
             continue
-        step, kept = _step(layer, run, backward)
+        step, kept = step_of(layer, run, backward)
         p20, p50, p80 = _time(step, options.repeats, options.device, graph)
         row |= {"p20 ms": p20, "p50 ms": p50, "p80 ms": p80, "TFLOP/s": flops / p50 / 1e9}
         row |= {"weights GB/s": weight_bytes / p50 / 1e6, "kept KiB/token": kept / tokens / 1024 if backward else ""}
@@ -250,7 +250,7 @@ def _rows(layer: Layer, load: str, options: argparse.Namespace, backward: bool, 
     return rows
 
 
-def _step(layer: Layer, run: Run, backward: bool) -> tuple[Callable[[], Any], int]:
+def step_of(layer: Layer, run: Run, backward: bool) -> tuple[Callable[[], Any], int]:
     """One repetition, and the bytes training keeps between forward and backward besides the parameters."""
     if not backward:
         return torch.no_grad()(lambda: run(layer.hidden_TD)), 0

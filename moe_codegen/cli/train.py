@@ -13,6 +13,7 @@ from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, values_of
 from moe_codegen.reporting import table
 from moe_codegen.training import read_run, train
+from moe_codegen.training.parallel import merge_checkpoint
 from moe_codegen.training.progress import TrainingBar
 from moe_codegen.training.run import VERBS
 from moe_codegen.training.settings import TrainSettings
@@ -33,10 +34,11 @@ def _add(verb: str, settings_class: type[TrainSettings]) -> None:
         # One bar is enough: theirs, of loading and of saving, would come before and through it.
         transformers.logging.disable_progress_bar()
         datasets.disable_progress_bars()
+        is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started it speaks for all
         with TrainingBar(console.messages) as bar:
-            summary = train(settings, given["out"], callbacks=[bar], warn=_warn)
-        if int(os.environ.get("RANK", "0")) > 0:
-            return  # of the processes that torchrun started the first speaks
+            summary = train(settings, given["out"], callbacks=[bar], warn=_warn if is_first else _say_nothing)
+        if not is_first:
+            return
         if given["json_"]:
             console.print_json(summary)
         else:
@@ -55,6 +57,20 @@ def _add(verb: str, settings_class: type[TrainSettings]) -> None:
 
 for _verb, _settings_class in VERBS.items():
     _add(_verb, _settings_class)
+
+
+@app.command()
+def merge(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="OUT/checkpoints/checkpoint-N of a run.")],
+    out: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to create.")],
+) -> None:
+    """Write the model of a checkpoint whose weights several processes shared as one folder, which every tool loads."""
+    merge_checkpoint(checkpoint, out)
+    console.output.print(f"Wrote {out}", markup=False)
+
+
+def _say_nothing(message: str) -> None:
+    pass
 
 
 def _warn(message: str) -> None:

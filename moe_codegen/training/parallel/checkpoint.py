@@ -5,6 +5,7 @@ parameters' names. The optimiser's state is always there. The weights are there 
 they are beside it, as `save_pretrained` writes them.
 """
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +27,16 @@ from torch.optim import Optimizer
 from transformers import AutoConfig
 
 from moe_codegen.architectures.dense import empty_model
-from moe_codegen.checkpoint import CheckpointReader
-from moe_codegen.checkpoint.staging import NO_SPACE
+from moe_codegen.checkpoint import CheckpointReader, resolve_target
+from moe_codegen.checkpoint.staging import NO_SPACE, staged_path
 from moe_codegen.errors import CheckpointError, OutputError
 
 STATE = "state"
 METADATA = ".metadata"  # what torch writes last
 WEIGHTS, OPTIMIZER = "model", "optimizer"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# Settings by parameter, not by group: which parameters share a group depends on who holds what.
+BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save_state(checkpoint: Path, model: nn.Module, optimizer: Optimizer, *, with_weights: bool) -> None:
@@ -42,7 +45,7 @@ def save_state(checkpoint: Path, model: nn.Module, optimizer: Optimizer, *, with
     Raises:
         OutputError: it could not be written, here or by another process.
     """
-    state: dict[str, Any] = {OPTIMIZER: get_optimizer_state_dict(model, optimizer)}
+    state: dict[str, Any] = {OPTIMIZER: get_optimizer_state_dict(model, optimizer, options=BY_PARAMETER)}
     if with_weights:
         state[WEIGHTS] = get_model_state_dict(model)
     try:
@@ -58,9 +61,9 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> 
     Raises:
         CheckpointError: none is there, it was not finished, or it is another model's.
     """
-    state = {OPTIMIZER: get_optimizer_state_dict(model, optimizer)}
+    state = {OPTIMIZER: get_optimizer_state_dict(model, optimizer, options=BY_PARAMETER)}
     _load(checkpoint, state)
-    set_optimizer_state_dict(model, optimizer, state[OPTIMIZER])
+    set_optimizer_state_dict(model, optimizer, state[OPTIMIZER], options=BY_PARAMETER)
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
@@ -102,11 +105,15 @@ def whole_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def merge_checkpoint(checkpoint: Path, out: Path) -> None:
-    """Write the model of a sharded checkpoint as a folder that `from_pretrained` loads; one process does it.
+    """Write the model of a sharded checkpoint, and its tokenizer, as a folder that `from_pretrained` loads.
+
+    One process does it, with all weights in its memory.
 
     Raises:
-        CheckpointError: `checkpoint` holds no sharded weights.
+        CheckpointError: `checkpoint` holds no sharded weights, or is not whole.
+        OutputError: `out` is there already.
     """
+    out = resolve_target(out)
     if not has_sharded_weights(checkpoint):
         raise CheckpointError(
             f"{checkpoint} holds no sharded weights; a checkpoint whose weights are whole is loaded as it is"
@@ -117,7 +124,12 @@ def merge_checkpoint(checkpoint: Path, out: Path) -> None:
     weights = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
     with _quiet_alone():
         dcp.load({WEIGHTS: weights}, checkpoint_id=checkpoint / STATE, no_dist=True)
-    model.save_pretrained(out, state_dict=weights)
+    staged = staged_path(out)
+    shutil.rmtree(staged, ignore_errors=True)
+    model.save_pretrained(staged, state_dict=weights)
+    for file in checkpoint.glob("*token*"):
+        shutil.copy(file, staged)
+    staged.replace(out)
 
 
 def _load(checkpoint: Path, state: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """A model spread over processes: its experts by expert parallelism, all of it by FSDP2 (torch's `fully_shard`)."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,8 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
@@ -72,16 +72,24 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
 
     torch's own function mixes no tensors of different meshes, and experts have a mesh of their own.
     """
-    by_copies: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        if isinstance(parameter.grad, DTensor):
-            copies = parameter.grad.device_mesh.size(0)
-            by_copies[copies].append(parameter.grad.to_local())
-    # Summed over all processes, every square is there once for each copy.
-    square = torch.stack([get_total_norm(group).square() / copies for copies, group in by_copies.items()]).sum()
+    squares, gradients = [], []
+    for mesh, group in by_mesh(parameter for parameter in parameters if parameter.grad is not None).items():
+        mine = [parameter.grad.to_local() for parameter in group]
+        copies = mesh.size(0)  # and the sum over all processes has every square once for each copy
+        squares.append(get_total_norm(mine).square() / copies)
+        gradients += mine
+    square = torch.stack(squares).sum()
     dist.all_reduce(square)
     norm = square.sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
-    for gradient in itertools.chain.from_iterable(by_copies.values()):
+    for gradient in gradients:
         gradient.mul_(scale)
     return norm
+
+
+def by_mesh(parameters: Iterable[Any]) -> dict[DeviceMesh, list[Any]]:
+    """The parameters of a sharded model, those of each mesh by themselves."""
+    groups: defaultdict[DeviceMesh, list[Any]] = defaultdict(list)
+    for parameter in parameters:
+        groups[parameter.device_mesh].append(parameter)
+    return groups

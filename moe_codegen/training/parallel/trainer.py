@@ -16,7 +16,7 @@ from moe_codegen.training.parallel.checkpoint import (
     save_state,
 )
 from moe_codegen.training.parallel.mesh import Layout
-from moe_codegen.training.parallel.shard import Sharded, clip_gradients, shard_model
+from moe_codegen.training.parallel.shard import Sharded, by_mesh, clip_gradients, shard_model
 
 
 class ShardedTrainer(Trainer):
@@ -36,6 +36,18 @@ class ShardedTrainer(Trainer):
         if layout.is_sharded:
             shard_model(model, layout, args.device.type)
         super().__init__(model, args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Trainer's optimiser, no group of it across two meshes, which fused kernels cannot take."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.layout.is_sharded:
+            optimizer.param_groups = [
+                {**group, "params": parameters}
+                for group in optimizer.param_groups
+                for parameters in by_mesh(group["params"]).values()
+            ]
+        return optimizer
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if not self.layout.is_sharded or not training or isinstance(model, Sharded):
@@ -80,7 +92,14 @@ class ShardedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_optimizer(Path(checkpoint), self.model, self._plain_optimizer)
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+            self._load_scheduler(Path(checkpoint, SCHEDULER_NAME))
+
+    def _load_scheduler(self, file: Path) -> None:
+        scheduler: Any = self.lr_scheduler
+        # Its lists have an entry for each group of parameters, and groups depend on who holds what.
+        by_group = {name: value for name, value in scheduler.state_dict().items() if isinstance(value, list)}
+        rates = [group["lr"] for group in self._plain_optimizer.param_groups]
+        scheduler.load_state_dict({**torch.load(file, weights_only=True), **by_group, "_last_lr": rates})
 
     @property
     def _plain_optimizer(self) -> Optimizer:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -19,8 +20,11 @@ def run(world_size, function, *args):
     """What `function(*args)` returned in each of `world_size` processes."""
     with tempfile.TemporaryDirectory() as folder:
         started = start(world_size, Path(folder), function, *args)
-        for process in started:
-            process.join(timeout=120)
+        deadline = time.monotonic() + 300
+        while any(process.is_alive() for process in started) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            if any(process.exitcode for process in started):
+                break  # the others may be waiting for it
         for process in started:
             process.kill()
         results = [pickle.loads(file.read_bytes()) for file in sorted(Path(folder).glob("result-*"))]
@@ -45,9 +49,10 @@ def _one(rank, world_size, folder, function, args):
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size)
     )
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    result, failed = None, 0
     try:
         result = function(*args)
     except BaseException:
-        result = traceback.format_exc()
+        result, failed = traceback.format_exc(), 1
     (folder / f"result-{rank}").write_bytes(pickle.dumps(result))
-    os._exit(0)  # the others may be waiting for it in a collective
+    os._exit(failed)  # without a goodbye, which would wait for the others

@@ -67,6 +67,7 @@ def test_a_sharded_checkpoint_becomes_the_folder_that_an_unsharded_model_would_w
         if layout.is_sharded:
             merged = tmp_path / out.name
             merge_checkpoint(out, merged)
+            assert not merged.with_name(f"{merged.name}.partial").exists()
             unsharded = model_of(FAMILY)
             unsharded.load_state_dict(whole, strict=False)
             unsharded.save_pretrained(tmp_path / f"unsharded-{out.name}")
@@ -99,7 +100,13 @@ def test_another_models_checkpoint_is_refused(relay):
 
 def test_whole_weights_need_no_merging(relay, tmp_path):
     with pytest.raises(CheckpointError, match="loaded as it is"):
-        merge_checkpoint(relay[2][0], tmp_path)
+        merge_checkpoint(relay[2][0], tmp_path / "out")
+
+
+def test_merging_overwrites_nothing(relay, tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(OutputError, match="not an empty folder"):
+        merge_checkpoint(relay[0][0], tmp_path)
 
 
 def test_a_full_disk_is_an_error_that_says_so(tmp_path, monkeypatch):
