@@ -27,8 +27,7 @@ APART = {EXPERTS: "dense experts", "mixture": TITLES["mixture"]}
 
 def cost(name: str, models: StudyModels) -> Row:
     """What was spent on a model since the base, and its parameters, total and active."""
-    rival = RIVALS.get(name)
-    tokens, flops = models.spent_before(rival) if rival else (0.0, 0.0)
+    tokens, flops = models.spent_on_experts() if _is_of_experts(name) else (0.0, 0.0)
     if (run := models.summaries.get(name)) and name != BASE:
         tokens, flops = tokens + run["tokens"], flops + run["training_flops"]
     parameters = count_parameters(AutoConfig.from_pretrained(models.path(name)))
@@ -38,6 +37,11 @@ def cost(name: str, models: StudyModels) -> Row:
         "k active": round(parameters.active / 1e3),
         "k total": round(parameters.total / 1e3),
     }
+
+
+def _is_of_experts(name: str) -> bool:
+    made = RIVALS.get(name) or MIXTURES.get(name)
+    return made is not None and made.of_experts
 
 
 def cells(intervals: Mapping[str, Interval]) -> Row:

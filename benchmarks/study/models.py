@@ -65,15 +65,15 @@ class StudyModels:
             options["experts"] = {language: self.path(language) for language in LANGUAGES}
         upcycle(self.path(BASE), out, seed=self.seed, **options)
 
-    def spent_before(self, rival: Rival) -> tuple[float, float]:
-        """Tokens and training FLOPs spent on the language experts before the rival's own run."""
-        spent = [self.summaries[language] for language in LANGUAGES] if rival.of_experts else []
-        return sum(run["tokens"] for run in spent), sum(run["training_flops"] for run in spent)
+    def spent_on_experts(self) -> tuple[float, float]:
+        """Tokens and training FLOPs of the language experts together."""
+        runs = [self.summaries[language] for language in LANGUAGES]
+        return sum(run["tokens"] for run in runs), sum(run["training_flops"] for run in runs)
 
     def curve(self, name: str) -> Curve:
         """The validation losses of a rival's history and their mean over languages."""
         run = self.summaries[name]
-        tokens_before, flops_before = self.spent_before(RIVALS[name])
+        tokens_before, flops_before = self.spent_on_experts() if RIVALS[name].of_experts else (0.0, 0.0)
         tokens_a_step = self.scale.batch_size * self.scale.sequence_length
         lines = [line for line in read_history(self.path(name) / "history.jsonl") if "eval_loss_all" in line]
         kept = [line for line in lines if line["step"] <= STABLE * run["steps"]]
