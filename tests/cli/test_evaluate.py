@@ -82,5 +82,7 @@ def test_the_verbs_are_these():
         "execute",
         "pass-at-k",
         "compare",
+        "measure",
+        "codebleu",
     ]
     assert "evaluate" in [group.name for group in app.registered_groups]
