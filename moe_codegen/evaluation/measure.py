@@ -28,6 +28,7 @@ from moe_codegen.evaluation.expert_use import encode_kinds, expert_use, expert_u
 from moe_codegen.evaluation.files import write_whole
 from moe_codegen.evaluation.model_record import describe_model, describe_versions
 from moe_codegen.evaluation.places import choose_places
+from moe_codegen.evaluation.run_folder import read_run
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
 from moe_codegen.generation import load_model
 from moe_codegen.metrics import Document, document_losses, encode_documents, start_token
@@ -58,7 +59,7 @@ def measure(
 
     Raises:
         ConfigError: settings that do not fit the model or the data.
-        OutputError: `out` holds measures of another model, of other settings or of other files.
+        OutputError: `out` holds results of another model, or measures of other settings or other documents.
     """
     settings, model_settings = settings or MeasureSettings(), model_settings or ModelSettings()
     out, name = Path(out), model_settings.name or Path(model_path).name
@@ -189,7 +190,10 @@ def _routing(job: _Job) -> dict[str, Any]:
 
 
 def _check_same(out: Path, done: Mapping[str, Mapping[str, Any]], subject: Mapping[str, Any]) -> None:
-    """Refuse to put measures of something else beside those of the same folder."""
+    """Refuse to put measures beside results of something else."""
+    run = read_run(out)
+    if run is not None and run.model["files"] != subject["model"]["files"]:
+        raise OutputError(f"{out} holds an evaluation of other model files; give another folder")
     for name, record in done.items():
         for part, value in subject.items():
             # A model is its files and settings; what it is called and where it runs may change.

@@ -1,8 +1,8 @@
 """Intervals for means of code, whose files are alike within a repository: the bootstrap over repositories.
 
-Files of one repository say little that is new (intra-repository correlations of 0.3 to 0.5 were measured on loss), so
-an interval that takes files for independent is several times too narrow. Resampled are therefore whole repositories:
-the cluster bootstrap (Davison and Hinkley 1997, section 3.8), with the percentiles of the resampled ratio.
+A repository's second file says little that its first has not, so an interval that takes files for independent is too
+narrow. Resampled are therefore whole repositories: the cluster bootstrap (Davison and Hinkley 1997, section 3.8), with
+the percentiles of the resampled ratio.
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ import pytest
 from moe_codegen import upcycle
 from moe_codegen.errors import ConfigError, OutputError, ResultError
 from moe_codegen.evaluation.measure import measure, read_measure
+from moe_codegen.evaluation.run_folder import RunRecord
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
 from moe_codegen.evaluation.summary import differences, estimates, losses_of
 from moe_codegen.metrics import losses_by_language
@@ -83,6 +84,13 @@ def test_results_of_another_model_or_other_settings_are_not_mixed(measured, tmp_
     other = MeasureSettings(documents=4, places=2, context=32, max_new_tokens=6, window=16)
     with pytest.raises(OutputError, match="other settings"):
         run(measured, "dense", tmp_path, other)
+
+
+def test_a_run_of_another_model_takes_no_measures(measured, tmp_path):
+    RunRecord({"name": "other", "files": {"model.safetensors": "0" * 64}}, {}).write(tmp_path)
+    with pytest.raises(OutputError, match="other model files"):
+        run(measured, "dense", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_models_measured_differently_are_not_compared(measured, tmp_path):
