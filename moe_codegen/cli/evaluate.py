@@ -147,18 +147,21 @@ def compare_command(
             f"{each.a:.1%}",
             f"{each.b:.1%}",
             f"{each.difference:+.1%}",
-            f"{each.low:+.1%} to {each.high:+.1%}",
-            f"{each.p_value:.3f} ({each.test})",
+            f"{100 * each.low:+.1f}, {each.high:+.1%}",
+            f"{each.p_value:.3f}",
             "-" if each.smallest_detectable is None else f"{each.smallest_detectable:.1%}",
-            len(each.wins),
-            len(each.losses),
+            f"{len(each.wins)} : {len(each.losses)}",
         ]
         for name, each in comparisons.items()
     ]
-    columns = ["", "problems", f"A pass@{k}", "B", "B - A", "95%", "p", "detectable", "B wins", "A wins"]
+    # Narrow enough for a terminal of 80 columns.
+    columns = ["", "n", "A", "B", "B - A", "95%", "p", "detects", "B : A"]
     console.output.print(table(columns, rows))
+    tests = " or ".join(sorted({each.test for each in comparisons.values()}))
     console.messages.print(
-        "detectable: the smallest difference that so many problems would show at the 5% level 4 times in 5", style="dim"
+        f"A, B: pass@{k} on n problems; p: {tests}; detects: the smallest difference that n problems would show at the "
+        "5% level 4 times in 5; B : A: the problems that each solves more often",
+        style="dim",
     )
 
 
