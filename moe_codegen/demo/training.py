@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from moe_codegen.demo.corpus import Document
 from moe_codegen.demo.dense import END, MIDDLE, POSITIONS, PREFIX, SUFFIX
+from moe_codegen_kernels.cpu.compiled import is_native
 
 FIM_RATE = 0.3
 PIECE_CHARACTERS = 560  # about 200 tokens: a piece and its sentinels fit a window
@@ -79,7 +80,7 @@ def train(
     """Train `model` in place: warm-up, then a cosine to zero; the same numbers for the same seed and threads.
 
     The matrices inside the layers are trained with Muon (arXiv 2502.16982), which learns more from few steps; the rest
-    with AdamW.
+    with AdamW. torch's Muon multiplies in bfloat16, so a processor that is slow at that takes AdamW for everything.
 
     Args:
         windows_NS: (N, S) token ids.
@@ -116,6 +117,8 @@ def train(
 
 def _optimisers(model: PreTrainedModel) -> dict[torch.optim.Optimizer, float]:
     """The optimisers, each with its peak learning rate."""
+    if not is_native(torch.bfloat16):
+        return {torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01): LEARNING_RATE}
     matrices: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
