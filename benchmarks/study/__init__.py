@@ -15,7 +15,7 @@ import numpy as np
 import transformers
 
 from benchmarks.corpus import SKIPPED, find_corpus
-from benchmarks.registry import Result, case
+from benchmarks.registry import Result, Row, case
 from benchmarks.study import findings
 from benchmarks.study.data import StudyData
 from benchmarks.study.findings import TITLES
@@ -76,7 +76,7 @@ def _result(measures: Measures, models: StudyModels, out: Path | None) -> Result
     return Result(rows, notes, _draw(out, curves, losses, differences, routing) if out else [])
 
 
-def _cells(losses: DocumentLosses) -> dict[str, list[float]]:
+def _cells(losses: DocumentLosses) -> Row:
     return findings.cells(losses_by_language(losses))
 
 

@@ -11,6 +11,7 @@ from benchmarks.study.measure import EXPERTS
 from benchmarks.study.models import BASE, StudyModels
 from benchmarks.study.protocol import LANGUAGES, MIXTURES, RIVALS, Curve, crossing
 from moe_codegen.metrics import DocumentLosses, Interval
+from moe_codegen.metrics.intervals import too_few
 from moe_codegen.modeling.parameters import count_parameters
 
 TITLES = {
@@ -45,10 +46,14 @@ def _is_of_experts(name: str) -> bool:
 
 
 def cells(intervals: Mapping[str, Interval]) -> Row:
-    """By language and for all: the value and the bounds of its interval, nats a token."""
-    return {
-        name: [round(x, 3) for x in (one.value, one.low, one.high) if x is not None] for name, one in intervals.items()
-    }
+    """By language and for all: the value and the bounds of its interval, nats a token, or why there are none."""
+    return {name: [round(one.value, 3), *_bounds(one)] for name, one in intervals.items()}
+
+
+def _bounds(interval: Interval) -> list[float | str]:
+    if interval.low is None or interval.high is None:
+        return [too_few(interval.clusters)]
+    return [round(interval.low, 3), round(interval.high, 3)]
 
 
 def counted(losses: DocumentLosses) -> str:

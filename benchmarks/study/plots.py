@@ -51,11 +51,15 @@ def draw_differences(differences: Mapping[str, Mapping[str, Interval]], path: Pa
             interval, y = intervals[group], row + 0.14 * (place - 2)
             if interval.low is not None and interval.high is not None:
                 axis.plot([interval.low, interval.high], [y, y], color=colour, linewidth=1.5)
-            axis.plot([interval.value], [y], "o", color=colour, markersize=4, label=group if row == 0 else None)
+            filled = colour if interval.low is not None else "white"  # hollow: a value without an interval
+            label = group if row == 0 else None
+            axis.plot([interval.value], [y], "o", color=colour, markerfacecolor=filled, markersize=4, label=label)
     axis.axvline(0, color="gray", linewidth=0.8)
     axis.set_yticks(range(len(differences)), list(differences), fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("nats a token, with 95% intervals; below zero the first is better")
+    axis.set_xlabel(
+        "nats a token, 95% intervals (hollow: too few repositories for one); below zero the first is better"
+    )
     axis.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.3, 1.0))
     axis.grid(alpha=0.3, axis="x")
     return _save(figure, path)
