@@ -5,9 +5,9 @@ import json
 import pytest
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.evaluation.documents import digest_of, read_documents, shortened
+from moe_codegen.evaluation.held_out.documents import digest_of, read_documents, shortened
 from moe_codegen.metrics import Document
-from tests.evaluation.held_out import FILES, write_repositories
+from tests.evaluation.repositories import FILES, write_repositories
 
 
 def rows(count):

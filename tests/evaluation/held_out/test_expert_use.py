@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from moe_codegen.checkpoint import encode_with_offsets
-from moe_codegen.evaluation.expert_use import encode_kinds, expert_use, expert_use_record
-from moe_codegen.evaluation.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
+from moe_codegen.evaluation.held_out.expert_use import encode_kinds, expert_use, expert_use_record
+from moe_codegen.evaluation.held_out.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
 from tests import tiny
-from tests.evaluation.test_completion import DOCUMENTS
+from tests.evaluation.held_out.test_line_completion import DOCUMENTS
 from tests.modeling.mixture import mixture
 
 TOKENIZER = tiny.tokenizer()

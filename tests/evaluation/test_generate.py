@@ -11,7 +11,8 @@ from moe_codegen.evaluation import ExecutionSettings, ModelSettings, ProblemSett
 from moe_codegen.evaluation.execution import Kind
 from moe_codegen.evaluation.execution.log import OutcomeLog, read_outcomes
 from moe_codegen.evaluation.execution.outcome import Outcome, submissions_of
-from moe_codegen.evaluation.files import (
+from moe_codegen.evaluation.languages import registry
+from moe_codegen.evaluation.multipl_e import (
     Completions,
     completion_files,
     read_completions,
@@ -19,7 +20,6 @@ from moe_codegen.evaluation.files import (
     result_files,
     write_completions,
 )
-from moe_codegen.evaluation.languages import registry
 from moe_codegen.evaluation.run_folder import OUTCOMES_FILE, read_run
 from tests.evaluation.programs import GOOD, INVALID, WRONG, needs, problem
 from tests.evaluation.test_problems import write

@@ -9,7 +9,7 @@ from rapidfuzz.distance import Levenshtein
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.evaluation.places import Place
+from moe_codegen.evaluation.held_out.line_places import Place
 from moe_codegen.evaluation.syntax import can_parse, parses
 from moe_codegen.generation import encode_prompt, find_sentinels
 

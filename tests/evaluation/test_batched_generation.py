@@ -5,9 +5,9 @@ import torch
 
 from moe_codegen import MoEConfig, MoEForCausalLM
 from moe_codegen.errors import ConfigError
-from moe_codegen.evaluation.generation import Writer
+from moe_codegen.evaluation.batched_generation import Writer
+from moe_codegen.evaluation.keyed_sampling import Key, KeyedSampling
 from moe_codegen.evaluation.problems import Problem
-from moe_codegen.evaluation.sampling import Key, KeyedSampling
 from moe_codegen.evaluation.settings import SamplingSettings
 from moe_codegen.generation import complete
 from tests import tiny

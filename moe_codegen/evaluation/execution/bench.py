@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from moe_codegen.errors import InfrastructureError, ResultError
-from moe_codegen.evaluation.execution import Executor, Kind
+from moe_codegen.evaluation.execution.executor import Executor
 from moe_codegen.evaluation.execution.folder import FolderJudge
-from moe_codegen.evaluation.files import Completions, completion_files, read_completions
+from moe_codegen.evaluation.execution.outcome import Kind
 from moe_codegen.evaluation.languages import Language, check_tools, find_language
+from moe_codegen.evaluation.multipl_e import Completions, completion_files, read_completions
 from moe_codegen.evaluation.run_folder import language_folders
 from moe_codegen.evaluation.sandbox import Sandbox, open_sandbox
 from moe_codegen.evaluation.settings import ExecutionSettings

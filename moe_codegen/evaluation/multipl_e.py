@@ -7,13 +7,13 @@ called `{dataset}-{language}-{model, no hyphens}-{temperature}-reworded`.
 import gzip
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe_codegen.errors import ResultError
+from moe_codegen.evaluation.whole_file import write_whole
 
 OUTPUT_CHARACTERS = 2048  # of each of stdout and stderr that a result keeps
 _COMPLETIONS, _RESULTS = (".json.gz", ".json"), (".results.json.gz", ".results.json")
@@ -149,16 +149,6 @@ def write_results(folder: Path, completions: Completions, results: list[Result])
     path = folder / f"{completions.name}{_RESULTS[0]}"
     _write(path, json.dumps({**metadata, "results": [vars(result) for result in results]}, indent=2))
     return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that has the old content or the new, whenever the process is killed."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _files(folder: Path, suffixes: tuple[str, ...], but: tuple[str, ...] = ()) -> dict[str, Path]:

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from moe_codegen.errors import ConfigError
+from moe_codegen.evaluation.keyed_sampling import Key, KeyedSampling
 from moe_codegen.evaluation.problems import Problem
-from moe_codegen.evaluation.sampling import Key, KeyedSampling
 from moe_codegen.evaluation.settings import SamplingSettings
 from moe_codegen.generation import encode_prompt
 from moe_codegen.generation.completion import end_ids

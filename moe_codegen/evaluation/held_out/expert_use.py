@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_codegen.checkpoint import encode_with_offsets
-from moe_codegen.evaluation.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
+from moe_codegen.evaluation.held_out.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
 from moe_codegen.metrics import Document, EncodedDocument, ExpertLoad, LoadCounts, load_summary
 from moe_codegen.metrics.loss import BATCH_TOKENS, evaluating, language_ids
 from moe_codegen.metrics.windows import window_batches, window_length

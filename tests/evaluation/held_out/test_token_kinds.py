@@ -3,7 +3,7 @@
 import pytest
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.evaluation.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
+from moe_codegen.evaluation.held_out.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
 
 LETTERS = dict(zip("KNLCO_?", KINDS, strict=True))
 CASES = {

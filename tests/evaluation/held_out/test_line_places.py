@@ -1,8 +1,8 @@
 """Places are the same for the same seed, lie after words, and put together give the file."""
 
-from moe_codegen.evaluation.places import LEAST, choose_places
+from moe_codegen.evaluation.held_out.line_places import LEAST, choose_places
 from moe_codegen.metrics import Document
-from tests.evaluation.held_out import FILES
+from tests.evaluation.repositories import FILES
 
 DOCUMENTS = [Document(name, name.split("/")[0], "python", text) for name, text in FILES.items()]
 

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 
 from moe_codegen.errors import OutputError, ResumeError
-from moe_codegen.evaluation.execute import Bench, OnProgress, finish, open_bench, write_all
+from moe_codegen.evaluation.batched_generation import Batch, Writer
 from moe_codegen.evaluation.execution import Kind
+from moe_codegen.evaluation.execution.bench import Bench, OnProgress, finish, open_bench, write_all
 from moe_codegen.evaluation.execution.folder import FolderJudge
-from moe_codegen.evaluation.files import (
+from moe_codegen.evaluation.languages import find_language
+from moe_codegen.evaluation.model_record import describe_model, describe_versions
+from moe_codegen.evaluation.multipl_e import (
     Completions,
     completion_files,
     folder_name,
     read_completions,
     write_completions,
 )
-from moe_codegen.evaluation.generation import Batch, Writer
-from moe_codegen.evaluation.languages import find_language
-from moe_codegen.evaluation.model_record import describe_model, describe_versions
 from moe_codegen.evaluation.problems import Problem, read_problems
 from moe_codegen.evaluation.run_folder import RUN_FILE, RunRecord, read_run
 from moe_codegen.evaluation.settings import ExecutionSettings, ModelSettings, ProblemSettings, SamplingSettings

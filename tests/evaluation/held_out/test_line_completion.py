@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.evaluation.completion import complete_places, judge, tasks_for
-from moe_codegen.evaluation.places import Place, choose_places
+from moe_codegen.evaluation.held_out.line_completion import complete_places, judge, tasks_for
+from moe_codegen.evaluation.held_out.line_places import Place, choose_places
 from moe_codegen.generation import encode_prompt
 from moe_codegen.metrics import Document
 from tests import tiny
-from tests.evaluation.held_out import FILES
+from tests.evaluation.repositories import FILES
 from tests.modeling.mixture import mixture
 
 LANGUAGES = {"py": "python", "java": "java", "js": "javascript", "cpp": "cpp"}

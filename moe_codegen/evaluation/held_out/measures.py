@@ -21,15 +21,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_codegen.errors import OutputError, ResultError
-from moe_codegen.evaluation.completion import complete_places, tasks_for
-from moe_codegen.evaluation.documents import digest_of, read_documents, shortened
-from moe_codegen.evaluation.execute import OnProgress
-from moe_codegen.evaluation.expert_use import encode_kinds, expert_use, expert_use_record
-from moe_codegen.evaluation.files import write_whole
+from moe_codegen.evaluation.execution.bench import OnProgress
+from moe_codegen.evaluation.held_out.documents import digest_of, read_documents, shortened
+from moe_codegen.evaluation.held_out.expert_use import encode_kinds, expert_use, expert_use_record
+from moe_codegen.evaluation.held_out.line_completion import complete_places, tasks_for
+from moe_codegen.evaluation.held_out.line_places import choose_places
 from moe_codegen.evaluation.model_record import describe_model, describe_versions
-from moe_codegen.evaluation.places import choose_places
 from moe_codegen.evaluation.run_folder import read_run
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
+from moe_codegen.evaluation.whole_file import write_whole
 from moe_codegen.generation import load_model
 from moe_codegen.metrics import Document, document_losses, encode_documents, start_token
 from moe_codegen.metrics.windows import count_windows, window_length
