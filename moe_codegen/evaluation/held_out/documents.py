@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_codegen.data.batch import split_sound
-from moe_codegen.data.languages import LANGUAGES, canonical_language
-from moe_codegen.data.sources import open_source
+from moe_codegen.data import open_source
+from moe_codegen.data.rows.batch import split_sound
+from moe_codegen.data.rows.languages import LANGUAGES, canonical_language
 from moe_codegen.errors import ConfigError
 from moe_codegen.metrics import Document
 
