@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import pkgutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 import benchmarks
 from benchmarks.machine import describe_machine
 from benchmarks.registry import CASES, Case, Result
+from moe_codegen.errors import MoECodegenError
 
 NOT_CASES = {"__main__", "ahead_of_time", "corpus", "machine", "published", "registry", "shapes"}
 
@@ -32,8 +34,11 @@ def main() -> None:
         case.add_options(subparser)
     options = parser.parse_args()
     names = [options.case] if options.case else list(CASES)
-    for name in names:
-        run_case(CASES[name], options if options.case else subparsers.choices[name].parse_args([]))
+    try:
+        for name in names:
+            run_case(CASES[name], options if options.case else subparsers.choices[name].parse_args([]))
+    except MoECodegenError as error:
+        sys.exit(f"error: {error}")
 
 
 def run_case(case: Case, options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Validation loss of a rival while it learns, over tokens and over training FLOPs, and where one curve passes another."""
+"""Validation loss of a rival while it learns, over tokens and training FLOPs, and where one curve passes another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

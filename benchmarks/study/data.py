@@ -64,8 +64,8 @@ class StudyData:
             pack(open_source(file), self.packed[language], settings, num_proc=num_proc)
         self.test = folder / "test" / "files.parquet"
         if not self.test.exists():
-            rows = rows_by_language(folder / "3-split" / "validation")
-            chosen = [row for language in LANGUAGES for row in in_turn(rows[language])[: scale.test_files]]
+            held_out = rows_by_language(folder / "3-split" / "validation")
+            chosen = [row for language in LANGUAGES for row in in_turn(held_out[language])[: scale.test_files]]
             write_rows([_beginning(row) for row in chosen], self.test)
 
     def test_documents(self) -> list[Document]:

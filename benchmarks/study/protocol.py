@@ -6,7 +6,6 @@ mixture of two of them more; and equal active FLOPs, where experts are cut in tw
 the dense model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -203,8 +202,8 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Both names, with a minus sign between them."""
-        return f"{self.one} − {self.other}"
+        """Which is taken from which."""
+        return f"{self.one} - {self.other}"
 
 
 COMPARISONS = (
