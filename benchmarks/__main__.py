@@ -56,10 +56,10 @@ def run_case(case: Case, options: argparse.Namespace) -> None:
         console.print(f"drawn: {picture}")
     settings = {key: _told(value) for key, value in vars(options).items() if key not in ("out", "folder")}
     record = {"settings": settings, "machine": machine, "rows": result.rows, "notes": result.notes}
-    line = json.dumps({"case": case.name, **record})
+    line = json.dumps({"case": case.name, **record}, ensure_ascii=False)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{case.name}.json").write_text(line + "\n")
+        (options.out / f"{case.name}.json").write_text(line + "\n", encoding="utf-8")
     print(line)
 
 

@@ -26,7 +26,7 @@ from benchmarks.study.protocol import BASE, COMPARISONS, LANGUAGES, LONGEST_DENS
 
 # Copies of the base are the base, but for a little noise: only what is joined of experts is measured untrained.
 MODELS = (BASE, *LANGUAGES, *(name for name, mixture in MIXTURES.items() if mixture.of_experts), *RIVALS)
-ROUTED = {"joined": "before mixing", "mixture": "after mixing", "mixture-anchored": "after mixing, base too"}
+ROUTED = {"joined": "untrained", "mixture": "mixed", "mixture-anchored": "mixed, base too"}
 WITH_ORACLE = ("joined", "mixture")
 
 

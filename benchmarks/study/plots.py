@@ -88,10 +88,10 @@ def draw_experts(gains_GE: np.ndarray, shares: Mapping[str, np.ndarray], path: P
     """
     figure, axes = plt.subplots(1, 1 + len(shares), figsize=(3.4 * (1 + len(shares)), 3.2), layout="constrained")
     bound, most = np.abs(gains_GE).max(), max(shares_GE.max() for shares_GE in shares.values())
-    _heat(axes[0], gains_GE, "loss of the dense expert minus the base's", "RdBu_r", -bound, bound)
+    _heat(axes[0], gains_GE, "loss of the expert minus the base's", "RdBu_r", -bound, bound)
     axes[0].set_ylabel("test files of")
     for axis, (title, shares_GE) in zip(axes[1:], shares.items(), strict=True):
-        _heat(axis, shares_GE, f"share of the choices, {title}", "Purples", 0, most)
+        _heat(axis, shares_GE, f"share of choices, {title}", "Purples", 0, most)
     return _save(figure, path)
 
 
