@@ -11,14 +11,18 @@ import pyarrow.parquet as pq
 import xxhash
 
 from benchmarks.study.protocol import LANGUAGES, Scale
-from moe_codegen.data.dedup import DedupSettings
-from moe_codegen.data.filters import CleanSettings
-from moe_codegen.data.packing import PackSettings, pack
-from moe_codegen.data.preparation import Plan, prepare
-from moe_codegen.data.settings import SourceSettings
-from moe_codegen.data.sources import open_source
-from moe_codegen.data.splitting import SplitSettings
-from moe_codegen.data.tokenization import TokenizerSettings
+from moe_codegen.data import (
+    CleanSettings,
+    DedupSettings,
+    PackSettings,
+    Plan,
+    SourceSettings,
+    SplitSettings,
+    TokenizerSettings,
+    open_source,
+    pack,
+    prepare,
+)
 from moe_codegen.errors import SourceError
 from moe_codegen.metrics import Document
 

@@ -178,8 +178,8 @@ def measure_command(
 ) -> None:
     """Measure a model on held-out files: loss by language, line completion, syntax, and a mixture's routing."""
     try:
-        from moe_codegen.evaluation.measure import measure
-        from moe_codegen.evaluation.summary import estimates
+        from moe_codegen.evaluation.held_out.estimates import estimates
+        from moe_codegen.evaluation.held_out.measures import measure
     except ModuleNotFoundError as missing:
         raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate]'") from missing
     logging.set_verbosity_error()

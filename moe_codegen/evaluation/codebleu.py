@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_codegen.errors import ConfigError, ResultError
-from moe_codegen.evaluation.files import completion_files, read_completions
+from moe_codegen.evaluation.multipl_e import completion_files, read_completions
 from moe_codegen.evaluation.syntax import SHORT_NAMES
 from moe_codegen.metrics import Interval, ratio_interval
 

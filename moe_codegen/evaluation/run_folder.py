@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_codegen.errors import ResultError
-from moe_codegen.evaluation.files import write_whole
+from moe_codegen.evaluation.whole_file import write_whole
 
 RUN_FILE = "run.json"
 OUTCOMES_FILE = "outcomes.jsonl"

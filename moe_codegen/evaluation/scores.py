@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_codegen.errors import ConfigError, ResultError
-from moe_codegen.evaluation.files import (
+from moe_codegen.evaluation.multipl_e import (
     completion_files,
     parse_folder_name,
     read_completions,

@@ -9,8 +9,8 @@ from moe_codegen.cli.evaluate import app as evaluate
 from moe_codegen.errors import ResultError
 from tests.cli.checkpoints import run
 from tests.evaluation.programs import GOOD, WRONG, needs
+from tests.evaluation.test_generate import completions_of, rows
 from tests.evaluation.test_problems import write
-from tests.evaluation.test_run import completions_of, rows
 
 
 def answers(result):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_codegen.errors import ConfigError, ResultError
-from moe_codegen.evaluation.files import Completions, Result, result_files, write_completions, write_results
+from moe_codegen.evaluation.multipl_e import Completions, Result, result_files, write_completions, write_results
 from moe_codegen.evaluation.scores import Tally, bootstrap, pass_at_k, score_folder
 from tests.evaluation.multiple import multiple
 from tests.evaluation.programs import problem

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from moe_codegen import upcycle
-from moe_codegen.data.packing import PackSettings, pack
-from moe_codegen.data.sources import open_source
-from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
 from moe_codegen.errors import ConfigError, SourceError, TokenizerError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
-from tests.data.rows import write
+from tests.data.inputs import write
 from tests.training.runs import from_scratch
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import jinja2
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.evaluation.files import write_whole
 from moe_codegen.evaluation.report.figures import draw_failures, draw_heat_map, draw_values
 from moe_codegen.evaluation.report.heat_maps import Routing, routing_of
 from moe_codegen.evaluation.report.programs import Failures, WinsAndLosses, failures, order_kinds, wins_and_losses
 from moe_codegen.evaluation.report.runs import EvaluatedRun, read_runs
 from moe_codegen.evaluation.report.tables import SideBySide, measure_tables, pass_at_k_table, syntax_table
+from moe_codegen.evaluation.whole_file import write_whole
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.comparison import Comparison, compare
+from moe_codegen.evaluation.held_out.estimates import LOWER_IS_BETTER, Estimate, differences, estimates
 from moe_codegen.evaluation.report.runs import EvaluatedRun
 from moe_codegen.evaluation.scores import KS, score
-from moe_codegen.evaluation.summary import LOWER_IS_BETTER, Estimate, differences, estimates
 from moe_codegen.evaluation.syntax import can_parse, parses
 from moe_codegen.metrics import ratio_interval
 
