@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.errors import ResumeError
+from moe_codegen.errors import OutputError, ResumeError
 from moe_codegen.evaluation.batched_generation import Batch, Writer
 from moe_codegen.evaluation.execution import Kind
 from moe_codegen.evaluation.execution.bench import Bench, OnProgress, finish, open_bench, write_all
@@ -219,6 +219,8 @@ def _begin(out: Path, record: RunRecord) -> RunRecord:
     claim(out, record.model["files"])
     started = read_run(out)
     if started is None:
+        if any(out.glob("*/*.json.gz")):
+            raise OutputError(f"{out} holds completions of another run and no run.json; give another folder")
         return record
     for what in ("model", "settings"):
         before, now = getattr(started, what), json.loads(json.dumps(getattr(record, what)))

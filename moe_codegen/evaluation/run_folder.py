@@ -87,7 +87,8 @@ def claim(out: Path, files: Mapping[str, str]) -> None:
     records += [run.model] if run else []
     if any(record["files"] != files for record in records):
         raise OutputError(f"{out} holds an evaluation of other model files; give another folder")
-    if not records and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not (records or is_empty or (out.is_dir() and any(out.glob("*/*.json.gz")))):
         raise OutputError(f"{out} is not empty and holds no evaluation; give another folder, or remove it first")
     out.mkdir(parents=True, exist_ok=True)
 
