@@ -5,6 +5,7 @@ Prints the machine, a table and notes; the last line is the same as JSON, and `-
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from benchmarks.machine import describe_machine
 from benchmarks.records import as_cell, as_setting
 from benchmarks.registry import CASES, Case, Result, load_cases
+from moe_codegen.errors import MoECodegenError
 
 
 def main() -> None:
@@ -26,8 +28,11 @@ def main() -> None:
         case.add_options(subparser)
     options = parser.parse_args()
     names = [options.case] if options.case else list(CASES)
-    for name in names:
-        run_case(CASES[name], options if options.case else subparsers.choices[name].parse_args([]))
+    try:
+        for name in names:
+            run_case(CASES[name], options if options.case else subparsers.choices[name].parse_args([]))
+    except MoECodegenError as error:
+        sys.exit(f"error: {error}")
 
 
 def run_case(case: Case, options: argparse.Namespace) -> None:
@@ -45,10 +50,10 @@ def run_case(case: Case, options: argparse.Namespace) -> None:
         console.print(f"drawn: {picture}")
     settings = {key: as_setting(value) for key, value in vars(options).items() if key not in ("out", "folder")}
     record = {"settings": settings, "machine": machine, "rows": result.rows, "notes": result.notes}
-    line = json.dumps({"case": case.name, **record})
+    line = json.dumps({"case": case.name, **record}, ensure_ascii=False)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{case.name}.json").write_text(line + "\n")
+        (options.out / f"{case.name}.json").write_text(line + "\n", encoding="utf-8")
     print(line)
 
 

@@ -27,6 +27,7 @@ def refused(settings, folder, error, message):
         (dict(trainer={"label_smoothing_factor": 0.1}), "router losses would be left out"),
         (dict(trainer={"learnin_rate": 0.1}), "did you mean `learning_rate`"),
         (dict(trainer={"optim": "sgdm"}), "transformers refuses these settings: sgdm is not a valid OptimizerNames"),
+        (dict(trainer={"num_train_epochs": 3}), "tokens says how long"),
         (dict(trainer={"max_steps": 3}), "trainer.max_steps is decided by the run file"),
         (dict(batch_size=6, micro_batch_size=4), "no multiple of micro_batch_size=4 times 1 processes"),
         (dict(batch_size=4096, micro_batch_size=8), "do not fill one batch of batch_size=4096"),

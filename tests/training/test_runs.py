@@ -195,8 +195,19 @@ def test_recomputing_changes_nothing_but_memory(corpus, mixture, tmp_path, field
         assert MoEForCausalLM.from_pretrained(tmp_path / "True").config.recompute_experts
 
 
-def test_pictures_show_losses_load_and_languages(corpus, mixture, tmp_path):
-    summary = train(mix_settings(mixture, corpus, evaluate_every=3), tmp_path / "out")
+def test_pictures_and_tensorboard_show_losses_load_and_languages(corpus, mixture, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = mix_settings(mixture, corpus, evaluate_every=3, trainer={"report_to": ["tensorboard"]})
+    summary = train(settings, tmp_path / "out")
     assert summary["figures"] == ["losses.png", "load.png", "languages.png"]
     for name in summary["figures"]:
         assert (tmp_path / "out" / "figures" / name).read_bytes().startswith(b"\x89PNG")
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    shown = EventAccumulator(str(events)).Reload()
+    lines = read_history(tmp_path / "out" / "history.jsonl")
+    for tag, name in {"lm_loss": "lm_loss", "load_evenness": "load_evenness", "loss_java": "eval_loss_java"}.items():
+        scope = "eval" if name.startswith("eval_") else "train"
+        scalars = [(scalar.step, scalar.value) for scalar in shown.Scalars(f"{scope}/{tag}")]
+        assert scalars == [(line["step"], pytest.approx(line[name])) for line in lines if name in line]
+        assert scalars
