@@ -46,7 +46,8 @@ def evaluate(dense: Path, mixture: Path, problems: Path, out: Path, samples: int
         report = run(model, out / model.name, *settings, execution=ExecutionSettings(sandbox=sandbox))
         scores = score_folder(report.folders[0], partial=True)  # the tiny problem is not the whole dataset
         best = scores.raw[0]
-        print(f"{model.name}: pass@{best.k} {best.value:.1%}, 95% {best.low:.1%} to {best.high:.1%}")
+        interval = "too few problems" if best.low is None else f"{best.low:.1%} to {best.high:.1%}"
+        print(f"{model.name}: pass@{best.k} {best.value:.1%}, 95% interval: {interval}")
         print(f"  {report.record.generation['tokens_per_second']:.0f} tokens/s, {dict(report.counts[scores.folder])}")
         tallies.append(scores.tallies)
     comparison = compare(*tallies)

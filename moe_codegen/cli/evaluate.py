@@ -31,6 +31,7 @@ from moe_codegen.evaluation.execution import Kind
 from moe_codegen.evaluation.run_folder import language_folders
 from moe_codegen.evaluation.sandbox import WARNING
 from moe_codegen.evaluation.scores import identify
+from moe_codegen.metrics.intervals import FEW_REPOSITORIES
 from moe_codegen.reporting import count_bar, table
 
 app = typer.Typer(
@@ -147,7 +148,7 @@ def compare_command(
             f"{each.a:.1%}",
             f"{each.b:.1%}",
             f"{each.difference:+.1%}",
-            f"{100 * each.low:+.1f}, {each.high:+.1%}",
+            "-" if each.low is None or each.high is None else f"{100 * each.low:+.1f}, {each.high:+.1%}",
             f"{each.p_value:.3f}",
             "-" if each.smallest_detectable is None else f"{each.smallest_detectable:.1%}",
             f"{len(each.wins)} : {len(each.losses)}",
@@ -192,6 +193,8 @@ def measure_command(
         return
     rows = [(each.measure, each.language, each.text, each.files, each.repositories) for each in found]
     console.output.print(table(("", "language", "mean, 95% interval", "files", "repositories"), rows))
+    if any(each.low is None for each in found):
+        console.messages.print(FEW_REPOSITORIES, style="dim")
 
 
 @_command("codebleu")
@@ -281,7 +284,7 @@ def _print_scores(scores: Sequence[LanguageScores]) -> None:
                     each.samples,
                     score.k,
                     f"{score.value:.1%}",
-                    f"{score.low:.1%} to {score.high:.1%}",
+                    "-" if score.low is None else f"{score.low:.1%} to {score.high:.1%}",
                     f"{over.value:.1%} of {len(each.tallies) - len(each.unpassable)}" if over else "-",
                 ]
             )

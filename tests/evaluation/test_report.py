@@ -224,7 +224,7 @@ def test_a_verdict_needs_an_interval_on_one_side_of_zero():
         table.verdict(cell)
         for cell in (Cell(-1, -2, -0.1), Cell(1, 0.1, 2), Cell(1, -1, 3), Cell(0, -1e-6, 1e-6), Cell(-1, None, None))
     ]
-    assert verdicts == ["better", "worse", "open", "equal", "open"]
+    assert verdicts == ["better", "worse", "open", "equal", "silent"]
 
 
 def test_a_diff_puts_the_first_programs_lines_first():

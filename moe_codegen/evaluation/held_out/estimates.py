@@ -1,13 +1,21 @@
 """From the files of `measure` to estimates with intervals, of one model and of the difference between two."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.metrics import DocumentLosses, Interval, loss_differences, losses_by_language, ratio_interval
+from moe_codegen.metrics import (
+    DocumentLosses,
+    Interval,
+    loss_differences,
+    losses_by_language,
+    share_difference_interval,
+    share_interval,
+)
+from moe_codegen.metrics.intervals import too_few
 from moe_codegen.metrics.loss import ALL, Unit
 
 UNITS: dict[str, Unit] = {"loss, nats per token": "token", "bits per byte": "byte"}
@@ -24,7 +32,7 @@ class Estimate:
     Attributes:
         measure: what is measured, in words.
         language: or "all".
-        value, low, high: the estimate and its interval; None for bounds that a single repository cannot give.
+        value, low, high: the estimate and its interval; None for bounds where repositories are too few.
         files, repositories: how many it comes from.
     """
 
@@ -39,7 +47,7 @@ class Estimate:
     @property
     def text(self) -> str:
         """The estimate and its interval as a person reads them."""
-        bounds = "one repository" if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
+        bounds = too_few(self.repositories) if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
         return f"{self.value:.3f} ({bounds})"
 
     @property
@@ -82,7 +90,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[Estimate]:
             for language, interval in loss_differences(a, b, unit).items()
         ]
     if one["measure"] == "completion":
-        return [_score(*group) for group in _groups(_pair(one["completions"], other["completions"]))]
+        paired = _groups(_pair(one["completions"], other["completions"]))
+        return [_score(*group, of_values=share_difference_interval) for group in paired]
     return []
 
 
@@ -120,9 +129,15 @@ def _groups(completions: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[
     return groups
 
 
-def _score(measure: str, language: str, completions: Sequence[dict[str, Any]], score: str) -> Estimate:
+def _score(
+    measure: str,
+    language: str,
+    completions: Sequence[dict[str, Any]],
+    score: str,
+    of_values: Callable[..., Interval] = share_interval,
+) -> Estimate:
     values = np.array([float(one[score]) for one in completions])
-    interval = ratio_interval(values, np.ones(len(values)), [one["repository"] for one in completions])
+    interval = of_values(values, [one["repository"] for one in completions])
     return _estimate(measure, language, interval, len({one["document"] for one in completions}))
 
 
