@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 
 from moe_codegen.errors import ResultError
-from moe_codegen.evaluation.scores import Tally, pass_at_k
+from moe_codegen.evaluation.run_folder import language_folders
+from moe_codegen.evaluation.scores import Tally, pass_at_k, score_folder
 from moe_codegen.metrics import share_difference_interval
 
 SIGNIFICANCE, POWER = 0.05, 0.8
@@ -93,6 +95,17 @@ def compare(a: Mapping[str, Tally], b: Mapping[str, Tally], k: int = 1) -> Compa
         smallest_detectable=smallest_detectable(differences),
         differences=dict(zip(a, map(float, differences), strict=True)),
     )
+
+
+def compare_folders(first: Path, second: Path, k: int = 1, *, partial: bool = False) -> dict[str, Comparison]:
+    """'dataset language' -> comparison, for what both have. Raises `ResultError` where one lacks what the other has."""
+    a, b = (
+        {f"{each.dataset} {each.language}": each for each in (score_folder(f, [k], partial=partial) for f in folders)}
+        for folders in (language_folders(first), language_folders(second))
+    )
+    if a.keys() != b.keys():
+        raise ResultError(f"{first} has {', '.join(a)} and {second} has {', '.join(b)}; compare folder by folder")
+    return {name: compare(a[name].tallies, b[name].tallies, k) for name in a}
 
 
 def mcnemar(wins: int, losses: int) -> float:

@@ -9,15 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from moe_codegen.errors import OutputError, ResumeError
 from moe_codegen.evaluation.batched_generation import Batch, Writer
 from moe_codegen.evaluation.execution import Kind
 from moe_codegen.evaluation.execution.bench import Bench, OnProgress, finish, open_bench, write_all
 from moe_codegen.evaluation.execution.folder import FolderJudge
 from moe_codegen.evaluation.languages import find_language
-from moe_codegen.evaluation.model_record import describe_model, describe_versions
+from moe_codegen.evaluation.loaded_model import LoadedModel, describe_versions, load
 from moe_codegen.evaluation.multipl_e import (
     Completions,
     completion_files,
@@ -26,14 +24,13 @@ from moe_codegen.evaluation.multipl_e import (
     write_completions,
 )
 from moe_codegen.evaluation.problems import Problem, read_problems
-from moe_codegen.evaluation.run_folder import RUN_FILE, RunRecord, read_run
+from moe_codegen.evaluation.run_folder import RunRecord, claim, read_run
 from moe_codegen.evaluation.settings import ExecutionSettings, ModelSettings, ProblemSettings, SamplingSettings
-from moe_codegen.generation import load_model
 from moe_codegen.settings import as_record
 
 
 @dataclass(frozen=True)
-class RunReport:
+class GenerationReport:
     """A run that is done.
 
     Attributes:
@@ -47,8 +44,8 @@ class RunReport:
     counts: dict[Path, Counter[Kind]]
 
 
-def run(
-    model_path: str | Path,
+def generate(
+    model: str | Path | LoadedModel,
     out: str | Path,
     problems: ProblemSettings | None = None,
     sampling: SamplingSettings | None = None,
@@ -56,17 +53,19 @@ def run(
     execution: ExecutionSettings | None = None,
     *,
     execute: bool = True,
+    bench: Bench | None = None,
     on_progress: OnProgress = lambda title, done, total: None,
-) -> RunReport:
+) -> GenerationReport:
     """Have a model complete the problems, and judge its programs while it writes the next ones.
 
     The same call after a kill goes on where it was, to the same results.
 
     Args:
-        model_path: dense or mixture, a folder or Hub id, as `load_model` takes it.
+        model: dense or mixture, a folder or Hub id, as `load_model` takes it; or one that is loaded.
         out: the run's folder; its files are described in `run_folder`.
         problems, sampling, model_settings, execution: None takes the defaults.
         execute: False only generates, and needs no sandbox and no compiler.
+        bench: where programs are judged; None opens one as `execution` says.
         on_progress: called with what is going on, how much is done, and of how much.
 
     Raises:
@@ -78,22 +77,20 @@ def run(
     model_settings, execution = model_settings or ModelSettings(), execution or ExecutionSettings()
     languages = [find_language(name) for name in dict.fromkeys(problems.languages)]
     rows = {language.name: _problems(problems, language.name) for language in languages}
-    out, name = Path(out), model_settings.name or Path(model_path).name
-    bench_or_none = open_bench(languages, execution) if execute else contextlib.nullcontext()
-    with bench_or_none as bench:
-        dtype = getattr(torch, model_settings.dtype) if model_settings.dtype else None
-        model, tokenizer = load_model(model_path, dtype, model_settings.device)
-        writer = Writer(model, tokenizer, sampling)
+    out, opened = Path(out), contextlib.nullcontext(bench)
+    with open_bench(languages, execution) if execute and bench is None else opened as bench:
+        loaded = load(model, model_settings)
+        writer = Writer(loaded.model, loaded.tokenizer, sampling)
         writer.check([problem for some in rows.values() for problem in some])
         record = RunRecord(
-            model=describe_model(model, model_path, name),
+            model=loaded.record,
             settings={"dataset": problems.dataset, "limit": problems.limit, **as_record(sampling)},
             versions=describe_versions(),
         )
         record = _begin(out, record)
         folders, judges, written = {}, {}, {}
         for language in languages:
-            folder = out / folder_name(problems.dataset, language.name, name, sampling.temperature)
+            folder = out / folder_name(problems.dataset, language.name, loaded.name, sampling.temperature)
             folder.mkdir(exist_ok=True)
             folders[language.name] = folder
             record.problems[folder.name] = _identity(problems.dataset, language.name, rows[language.name])
@@ -117,7 +114,7 @@ def run(
             for folder, judge in judges.items():
                 counts[folder] = write_all(judge, written[folder])
                 judge.close()
-    return RunReport(list(folders.values()), record, counts)
+    return GenerationReport(list(folders.values()), record, counts)
 
 
 @dataclass
@@ -219,15 +216,17 @@ def _problems(settings: ProblemSettings, language: str) -> list[Problem]:
 
 def _begin(out: Path, record: RunRecord) -> RunRecord:
     """The record to go on with: that of a started run, if it is of the same model and settings."""
-    started = read_run(out) if out.exists() else None
+    claim(out, record.model["files"])
+    started = read_run(out)
     if started is None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise OutputError(f"{out} is not empty and holds no {RUN_FILE}; give another folder, or remove it first")
-        out.mkdir(parents=True, exist_ok=True)
+        if any(out.glob("*/*.json.gz")):
+            raise OutputError(f"{out} holds completions of another run and no run.json; give another folder")
         return record
     for what in ("model", "settings"):
         before, now = getattr(started, what), json.loads(json.dumps(getattr(record, what)))
-        changed = [key for key in {**before, **now} if key != "device" and before.get(key) != now.get(key)]
+        changed = [
+            key for key in {**before, **now} if key not in ("device", "files") and before.get(key) != now.get(key)
+        ]
         if changed:
             raise ResumeError(
                 f"{out} was begun with another {what} ({', '.join(changed)}); give another folder, or the same {what}"

@@ -36,6 +36,8 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> Tra
         ConfigError: `trainer` names an unknown field, one that the run file has a name of its own for, or one that
             would do nothing; or the batch cannot be shared among the processes.
     """
+    if settings.precision == "fp16" and not HAS_ACCELERATOR:
+        raise ConfigError("precision='fp16' needs a GPU: on the CPU it would change nothing; use 'bf16' or 'float32'")
     ours: dict[str, Any] = dict(
         output_dir=str(folder),
         max_steps=steps,

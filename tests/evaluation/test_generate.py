@@ -7,7 +7,14 @@ import time
 import pytest
 
 from moe_codegen.errors import OutputError, ResultError, ResumeError, ToolchainError
-from moe_codegen.evaluation import ExecutionSettings, ModelSettings, ProblemSettings, SamplingSettings, execute, run
+from moe_codegen.evaluation import (
+    ExecutionSettings,
+    ModelSettings,
+    ProblemSettings,
+    SamplingSettings,
+    execute,
+    generate,
+)
 from moe_codegen.evaluation.execution import Kind
 from moe_codegen.evaluation.execution.log import OutcomeLog, read_outcomes
 from moe_codegen.evaluation.execution.outcome import Outcome, submissions_of
@@ -68,7 +75,7 @@ def completions_of(folder, language, *answers, name="HumanEval_0_twice"):
 @needs("py", "js")
 def test_a_run_leaves_multipl_es_files_and_a_record(model, problems, tmp_path):
     out = tmp_path / "out"
-    report = run(model, out, problems, SAMPLING, BATCHES)
+    report = generate(model, out, problems, SAMPLING, BATCHES)
     assert [folder.name for folder in report.folders] == [
         "humaneval-py-tiny-0.8-reworded",
         "humaneval-js-tiny-0.8-reworded",
@@ -91,8 +98,10 @@ def test_a_run_leaves_multipl_es_files_and_a_record(model, problems, tmp_path):
 
 @needs("py")
 def test_generating_and_executing_apart_is_the_same_as_together(model, problems, tmp_path):
-    together = run(model, tmp_path / "one", problems, SAMPLING, BATCHES)
-    apart = run(model, tmp_path / "two", problems, SAMPLING, ModelSettings(batch_size=5, device="cpu"), execute=False)
+    together = generate(model, tmp_path / "one", problems, SAMPLING, BATCHES)
+    apart = generate(
+        model, tmp_path / "two", problems, SAMPLING, ModelSettings(batch_size=5, device="cpu"), execute=False
+    )
     assert not any(result_files(folder) for folder in apart.folders)
     execute(tmp_path / "two", ExecutionSettings())
     for one, two in zip(together.folders, apart.folders, strict=True):
@@ -102,19 +111,19 @@ def test_generating_and_executing_apart_is_the_same_as_together(model, problems,
 
 def test_another_model_or_setting_cannot_go_on_with_a_run(model, problems, tmp_path):
     out = tmp_path / "out"
-    run(model, out, problems, SAMPLING, BATCHES, execute=False)
+    generate(model, out, problems, SAMPLING, BATCHES, execute=False)
     warmer = SamplingSettings(num_samples=3, temperature=0.9, max_tokens=12)
     with pytest.raises(ResumeError, match=r"begun with another settings \(temperature\)"):
-        run(model, out, problems, warmer, BATCHES, execute=False)
+        generate(model, out, problems, warmer, BATCHES, execute=False)
     save_dense(tmp_path / "tiny", "gpt_bigcode", seed=1)
-    with pytest.raises(ResumeError, match=r"begun with another model \(files\)"):
-        run(tmp_path / "tiny", out, problems, SAMPLING, BATCHES, execute=False)
-    with pytest.raises(OutputError, match=r"is not empty and holds no run\.json"):
-        run(model, tmp_path, problems, SAMPLING, BATCHES, execute=False)
+    with pytest.raises(OutputError, match="an evaluation of other model files"):
+        generate(tmp_path / "tiny", out, problems, SAMPLING, BATCHES, execute=False)
+    with pytest.raises(OutputError, match=r"is not empty and holds no evaluation"):
+        generate(model, tmp_path, problems, SAMPLING, BATCHES, execute=False)
 
 
 def test_generation_goes_on_where_it_was(model, problems, tmp_path):
-    whole = run(model, tmp_path / "whole", problems, SAMPLING, BATCHES, execute=False)
+    whole = generate(model, tmp_path / "whole", problems, SAMPLING, BATCHES, execute=False)
 
     class Killed(BaseException):
         pass
@@ -124,8 +133,8 @@ def test_generation_goes_on_where_it_was(model, problems, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        run(model, tmp_path / "out", problems, SAMPLING, BATCHES, execute=False, on_progress=kill)
-    resumed = run(model, tmp_path / "out", problems, SAMPLING, BATCHES, execute=False)
+        generate(model, tmp_path / "out", problems, SAMPLING, BATCHES, execute=False, on_progress=kill)
+    resumed = generate(model, tmp_path / "out", problems, SAMPLING, BATCHES, execute=False)
     for one, two in zip(whole.folders, resumed.folders, strict=True):
         assert texts(one) == texts(two)
     assert resumed.record.generation["tokens"] == whole.record.generation["tokens"]
@@ -225,7 +234,7 @@ def test_a_missing_compiler_is_named_with_its_package_before_anything_is_written
     )
     settings = ProblemSettings(languages=("cpp",), problems=str(tmp_path))
     with pytest.raises(ToolchainError, match=r"C\+\+ needs g\+\+ .*apt-get install g\+\+, or leave"):
-        run(model, tmp_path / "out", settings, SAMPLING, BATCHES)
+        generate(model, tmp_path / "out", settings, SAMPLING, BATCHES)
     assert not (tmp_path / "out").exists()
 
 

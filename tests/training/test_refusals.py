@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_codegen import upcycle
 from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
@@ -28,6 +29,11 @@ def refused(settings, folder, error, message):
         (dict(trainer={"learnin_rate": 0.1}), "did you mean `learning_rate`"),
         (dict(trainer={"optim": "sgdm"}), "transformers refuses these settings: sgdm is not a valid OptimizerNames"),
         (dict(trainer={"num_train_epochs": 3}), "tokens says how long"),
+        pytest.param(
+            dict(precision="fp16"),
+            "'fp16' needs a GPU",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is one"),
+        ),
         (dict(trainer={"max_steps": 3}), "trainer.max_steps is decided by the run file"),
         (dict(batch_size=6, micro_batch_size=4), "no multiple of micro_batch_size=4 times 1 processes"),
         (dict(batch_size=4096, micro_batch_size=8), "do not fill one batch of batch_size=4096"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from moe_codegen import MoEForCausalLM, upcycle
 from moe_codegen.errors import ConfigError
-from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
+from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train, trainer
 from moe_codegen.training.history import read_history
 from tests.training.runs import LANGUAGES, LENGTH, from_scratch
 
@@ -44,7 +45,9 @@ def mix_settings(mixture, corpus, **fields):
     )
 
 
-def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
+def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path, monkeypatch):
+    measure = Mock(wraps=trainer.document_losses)
+    monkeypatch.setattr(trainer, "document_losses", measure)
     settings = from_scratch(corpus, tokens=20 * STEP, evaluate_every=10, log_every=3, checkpoint_every=9)
     summary = train(settings, tmp_path / "out")
     lines = read_history(tmp_path / "out" / "history.jsonl")
@@ -53,6 +56,7 @@ def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
     assert [line["step"] for line in lines if "loss" in line] == [1, 3, 6, 9, 12, 15, 18, 20]
     validated = [line for line in lines if "eval_loss_all" in line]
     assert [line["step"] for line in validated] == [10, 20]
+    assert measure.call_count == 2  # the last validation is the final one
     assert validated[-1]["eval_loss_java"] == pytest.approx(summary["validation"]["java"]["value"])
     assert set(summary["validation"]) == {*LANGUAGES, "all"}
     assert summary["validation"]["all"]["clusters"] == 12

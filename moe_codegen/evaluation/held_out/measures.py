@@ -17,31 +17,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_codegen.errors import OutputError, ResultError
+from moe_codegen.errors import OutputError
 from moe_codegen.evaluation.execution.bench import OnProgress
 from moe_codegen.evaluation.held_out.documents import digest_of, read_documents, shortened
 from moe_codegen.evaluation.held_out.expert_use import encode_kinds, expert_use, expert_use_record
 from moe_codegen.evaluation.held_out.line_completion import complete_places, tasks_for
 from moe_codegen.evaluation.held_out.line_places import choose_places
-from moe_codegen.evaluation.model_record import describe_model, describe_versions
-from moe_codegen.evaluation.run_folder import read_run
+from moe_codegen.evaluation.loaded_model import LoadedModel, describe_versions, load
+from moe_codegen.evaluation.run_folder import MEASURES, claim, read_measure
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
 from moe_codegen.evaluation.whole_file import write_whole
-from moe_codegen.generation import load_model
 from moe_codegen.metrics import Document, document_losses, encode_documents, start_token
 from moe_codegen.metrics.windows import count_windows, window_length
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.settings import as_record
 
-MEASURES = ("loss", "completion", "routing")
-
 
 def measure(
-    model_path: str | Path,
-    data: str | Path,
+    model: str | Path | LoadedModel,
+    data: str | Path | Sequence[Document],
     out: str | Path,
     settings: MeasureSettings | None = None,
     model_settings: ModelSettings | None = None,
@@ -51,8 +47,8 @@ def measure(
     """Measure a model on held-out files and write each measure to `out`; returns what the files hold.
 
     Args:
-        model_path: dense or mixture, a folder or Hub id, as `load_model` takes it.
-        data: as `read_documents` reads it.
+        model: dense or mixture, a folder or Hub id, as `load_model` takes it; or one that is loaded.
+        data: as `read_documents` reads it; or what it read.
         out: a folder: new, of an evaluation run of the same model, or of a measurement that was broken off.
         settings, model_settings: None takes the defaults.
         on_progress: called with what is going on, how much is done, and of how much.
@@ -62,26 +58,15 @@ def measure(
         OutputError: `out` holds results of another model, or measures of other settings or other documents.
     """
     settings, model_settings = settings or MeasureSettings(), model_settings or ModelSettings()
-    out, name = Path(out), model_settings.name or Path(model_path).name
-    documents = read_documents(
-        data,
-        settings.languages,
-        documents=settings.documents,
-        per_repository=settings.per_repository,
-        seed=settings.seed,
-    )
-    dtype = getattr(torch, model_settings.dtype) if model_settings.dtype else None
-    model, tokenizer = load_model(model_path, dtype, model_settings.device)
-    subject = {
-        "model": describe_model(model, model_path, name),
-        "settings": as_record(settings),
-        "documents": _account(documents),
-    }
-    wanted = [each for each in MEASURES if each != "routing" or isinstance(model.config, MoEConfig)]
+    out = Path(out)
+    documents = documents_for(data, settings) if isinstance(data, str | Path) else data
+    loaded = load(model, model_settings)
+    subject = {"model": loaded.record, "settings": as_record(settings), "documents": _account(documents)}
+    wanted = [each for each in MEASURES if each != "routing" or isinstance(loaded.model.config, MoEConfig)]
+    claim(out, loaded.record["files"])
     done = {each: found for each in wanted if (found := read_measure(out, each)) is not None}
     _check_same(out, done, subject)
-    out.mkdir(parents=True, exist_ok=True)
-    job = _Job(model, tokenizer, documents, settings, model_settings.batch_size, on_progress)
+    job = _Job(loaded.model, loaded.tokenizer, documents, settings, model_settings.batch_size, on_progress)
     for each in wanted:
         if each not in done:
             start = time.perf_counter()
@@ -92,18 +77,15 @@ def measure(
     return done
 
 
-def read_measure(out: Path, name: str) -> dict[str, Any] | None:
-    """One of the `MEASURES` of a folder; None where it has not been made. Raises `ResultError` where it is damaged."""
-    path = out / f"{name}.json"
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["measure"] != name:
-            raise KeyError(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"{path} is damaged ({error!r}); remove it to have it made again") from error
-    return record
+def documents_for(data: str | Path, settings: MeasureSettings) -> list[Document]:
+    """The held-out files that `settings` choose, as `read_documents` reads them."""
+    return read_documents(
+        data,
+        settings.languages,
+        documents=settings.documents,
+        per_repository=settings.per_repository,
+        seed=settings.seed,
+    )
 
 
 @dataclass(frozen=True)
@@ -191,9 +173,6 @@ def _routing(job: _Job) -> dict[str, Any]:
 
 def _check_same(out: Path, done: Mapping[str, Mapping[str, Any]], subject: Mapping[str, Any]) -> None:
     """Refuse to put measures beside results of something else."""
-    run = read_run(out)
-    if run is not None and run.model["files"] != subject["model"]["files"]:
-        raise OutputError(f"{out} holds an evaluation of other model files; give another folder")
     for name, record in done.items():
         for part, value in subject.items():
             # A model is its files and settings; what it is called and where it runs may change.

@@ -7,8 +7,8 @@ import pytest
 from moe_codegen import upcycle
 from moe_codegen.errors import ConfigError, OutputError, ResultError
 from moe_codegen.evaluation.held_out.estimates import differences, estimates, losses_of
-from moe_codegen.evaluation.held_out.measures import measure, read_measure
-from moe_codegen.evaluation.run_folder import RunRecord
+from moe_codegen.evaluation.held_out.measures import measure
+from moe_codegen.evaluation.run_folder import RunRecord, read_measure
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
 from moe_codegen.metrics import losses_by_language
 from tests.evaluation.repositories import write_repositories

@@ -1,18 +1,42 @@
-"""What `run.json` says of a model: its size, and the hashes of the files it was loaded from."""
+"""A model to be evaluated, and what the records say of it: its size, and the hashes of its files."""
 
 import hashlib
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_codegen.checkpoint import resolve_source
+from moe_codegen.evaluation.settings import ModelSettings
+from moe_codegen.generation import load_model
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.modeling.parameters import count_parameters
 
 _HASHED = ("*.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _PACKAGES = ("moe-codegen", "torch", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, its tokenizer, and `describe_model` of it."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    record: dict[str, Any]
+
+
+def load(source: str | Path | LoadedModel, settings: ModelSettings) -> LoadedModel:
+    """The model of a folder or Hub id, as `load_model` takes it; one that is loaded already as it is."""
+    if isinstance(source, LoadedModel):
+        return source
+    dtype = getattr(torch, settings.dtype) if settings.dtype else None
+    model, tokenizer = load_model(source, dtype, settings.device)
+    name = settings.name or Path(source).name
+    return LoadedModel(name, model, tokenizer, describe_model(model, source, name))
 
 
 def describe_model(model: PreTrainedModel, source: str | Path, name: str) -> dict[str, Any]:
