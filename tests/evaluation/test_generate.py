@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -122,18 +124,33 @@ def test_another_model_or_setting_cannot_go_on_with_a_run(model, problems, tmp_p
         generate(model, tmp_path, problems, SAMPLING, BATCHES, execute=False)
 
 
-def test_generation_goes_on_where_it_was(model, problems, tmp_path):
+KILLED_IN_THE_MIDDLE = """
+import os, signal, sys
+from moe_codegen.evaluation import ModelSettings, ProblemSettings, SamplingSettings, generate
+
+def kill(title, done, total):
+    if done >= 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model, out, problems = sys.argv[1:]
+generate(
+    model,
+    out,
+    ProblemSettings(languages=("py", "js"), problems=problems),
+    SamplingSettings(num_samples=3, temperature=0.8, max_tokens=12),
+    ModelSettings(batch_size=2, device="cpu"),
+    execute=False,
+    on_progress=kill,
+)
+"""
+
+
+def test_generation_killed_in_the_middle_goes_on_where_it_was(model, problems, tmp_path):
     whole = generate(model, tmp_path / "whole", problems, SAMPLING, BATCHES, execute=False)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(title, done, total):
-        if done >= 4:
-            raise Killed
-
-    with pytest.raises(Killed):
-        generate(model, tmp_path / "out", problems, SAMPLING, BATCHES, execute=False, on_progress=kill)
+    command = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, model, tmp_path / "out", problems.problems]
+    assert subprocess.run([str(word) for word in command]).returncode == -signal.SIGKILL
+    left = sum(len(read_completions(path).completions) for path in (tmp_path / "out").glob("*/*.json.gz"))
+    assert 0 < left < 12
     resumed = generate(model, tmp_path / "out", problems, SAMPLING, BATCHES, execute=False)
     for one, two in zip(whole.folders, resumed.folders, strict=True):
         assert texts(one) == texts(two)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -161,6 +162,19 @@ def test_when_the_harness_is_killed_its_programs_are_too(sandbox):
         time.sleep(0.05)
     assert was_running
     assert not running(mark)
+
+
+def test_without_a_sandbox_the_folder_of_a_server_goes_with_a_killed_harness(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    harness = os.fork()
+    if harness == 0:
+        Unconfined().start(["cat"], {"file": b"here"}, Limits(60))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(harness, 0)
+    deadline = time.monotonic() + 30
+    while any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(tmp_path.iterdir())
 
 
 def running(mark):

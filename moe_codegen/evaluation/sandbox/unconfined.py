@@ -15,6 +15,8 @@ WARNING = (
     "programs that a model wrote run WITHOUT a sandbox: they can read and delete your files, use the network and "
     "outlive this run; do this only on a machine that has nothing to lose"
 )
+# Runs what follows, then removes the folder it ran in; when this process is killed, its end of the pipe closes too.
+THEN_REMOVE = ("sh", "-c", 'folder=$PWD; "$@"; cd /; rm -rf "$folder"', "sh")
 
 
 class Unconfined:
@@ -46,10 +48,10 @@ class Unconfined:
     def start(
         self, command: Sequence[str], files: Mapping[str, bytes], limits: Limits, *, worker: int = 0
     ) -> subprocess.Popen[bytes]:
-        """Start `command` with pipes to talk to it; its files stay until this process ends."""
+        """Start `command` with pipes to talk to it; its files stay until it or this process ends."""
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return _popen(command, files, limits, Path(folder), {}, subprocess.PIPE)
+        return _popen((*THEN_REMOVE, *command), files, limits, Path(folder), {}, subprocess.PIPE)
 
 
 def _popen(
