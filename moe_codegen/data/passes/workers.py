@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Any
@@ -17,6 +18,9 @@ from moe_codegen.errors import WorkerError
 # Does `function(*job)` for every job, somewhere; returns when all are done, raises when one failed.
 Mapper = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int, Progress | None], None]
 
+# One thread in each library: the processes are the parallelism.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+
 
 def map_units(
     function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], num_proc: int, progress: Progress | None
@@ -25,11 +29,7 @@ def map_units(
 
     Raises what `function` raised, or `WorkerError` where a process died.
     """
-    # A fork server: plain forks would copy threads' locks, and a spawn would import everything for each worker.
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["moe_codegen.data"])
+    context = _context()
     counters = context.Array("q", 3)
     if progress is not None:
         progress.counters = counters
@@ -53,6 +53,30 @@ def map_units(
             pool.shutdown(cancel_futures=True)
 
 
+def _context() -> Any:
+    """How processes are started: from a fork server, which imports torch once for all of them; else spawned.
+
+    The server must have no other thread when it forks, since a lock that such a thread holds stays locked in the worker
+    for good: so no thread pools for numpy and torch, and no pyarrow, whose allocator starts a thread. Each worker
+    imports pyarrow itself, in a quarter of a second.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["moe_codegen"])
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(_ONE_THREAD)
+    try:
+        forkserver.ensure_running()  # it and all its workers inherit the environment
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return context
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep up to 128 MiB of freed memory instead of giving it back after each batch.
 
@@ -68,15 +92,17 @@ def keep_freed_memory() -> None:
 
 def _start_worker(counters: SynchronizedArray) -> None:
     keep_freed_memory()
-    # One thread in each library: the processes are the parallelism.
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ.update(_ONE_THREAD)
     count_into(counters)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """Leave when the parent is gone: after a SIGKILL nothing else tells a worker, and a resumed run needs peace."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)
+    if parent is None:
+        return
+    if wait_for([parent.sentinel], timeout=0):
+        os._exit(1)  # it died while this process was starting: not one unit is begun for it
+    threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _die_with(sentinel: int) -> None:
+    """Leave when the parent is gone: after a SIGKILL nothing else tells a worker, and a resumed run needs peace."""
+    wait_for([sentinel])
+    os._exit(1)

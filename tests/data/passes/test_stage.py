@@ -171,6 +171,17 @@ def test_a_worker_that_dies_is_named_as_such():
         map_units(die, [(number,) for number in range(8)], 2, None)
 
 
+def count_threads_of_the_server(path):
+    path.write_text(str(len(os.listdir(f"/proc/{os.getppid()}/task"))))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted through /proc")
+def test_workers_are_forked_from_a_process_without_other_threads(tmp_path):
+    """A thread that holds a lock while its process forks leaves the lock held in the worker for good."""
+    map_units(count_threads_of_the_server, [(tmp_path / str(number),) for number in range(2)], 2, None)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["1", "1"]
+
+
 def test_the_history_of_a_folder_is_told(tmp_path):
     from moe_codegen.data.deduplication.dedup import dedup
 
