@@ -5,11 +5,12 @@ a unit without a record is done anew, over whatever a killed run left. Results d
 files move to `OUT`, then the manifest is written, and only then does `OUT` look finished.
 """
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ def run_stage(
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(out / WORK / "lock", timeout=0):
+            with _flock(out / WORK, fcntl.LOCK_EX):
+                pass  # what a killed run's last workers are still writing is theirs until they are done
             stage = Stage(verb, source, out, settings, num_proc, quiet, mapper)
             manifest = read_manifest(out) if stage.claim() else stage.finish(*body(stage))
     except filelock.Timeout as error:
@@ -159,10 +162,19 @@ def read_manifest(folder: str | Path) -> Record | None:
 def _do_unit(
     function: UnitFunction, unit: Unit, number: int, folder: Path, records: Path, arguments: tuple[Any, ...]
 ) -> None:
-    record = function(unit, number, folder, *arguments)
-    path = _record_path(records, number)
-    path.with_suffix(".part").write_text(json.dumps(record))
-    os.replace(path.with_suffix(".part"), path)
+    with _flock(records.parents[1], fcntl.LOCK_SH):
+        record = function(unit, number, folder, *arguments)
+        path = _record_path(records, number)
+        path.with_suffix(".part").write_text(json.dumps(record))
+        os.replace(path.with_suffix(".part"), path)
+
+
+@contextmanager
+def _flock(work: Path, kind: int) -> Iterator[None]:
+    """Units share this lock while they are done; whoever wants it alone waits for them."""
+    with (work / "units").open("a") as file:
+        fcntl.flock(file, kind)
+        yield
 
 
 def _record_path(records: Path, number: int) -> Path:

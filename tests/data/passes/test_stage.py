@@ -1,11 +1,13 @@
 """Killed anywhere and run again, or with other workers: the same bytes. Nothing half-done looks done."""
 
+import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -62,6 +64,19 @@ def test_a_killed_run_resumed_is_byte_identical(plan, verb):
         prepare(read_plan(plan / "plan.toml"), plan / out, unit_bytes=UNIT_BYTES)
     assert tree(plan / "killed") == tree(plan / "whole")
     assert not list(plan.rglob(WORK))
+
+
+def test_a_resumed_run_waits_for_what_a_killed_runs_workers_still_write(tmp_path):
+    write(tmp_path / "in", [row(n) for n in range(4)])
+    (tmp_path / "out" / WORK).mkdir(parents=True)
+    with (tmp_path / "out" / WORK / "units").open("w") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        resumed = pool.submit(clean, open_source(tmp_path / "in"), tmp_path / "out", CleanSettings())
+        with pytest.raises(TimeoutError):
+            resumed.result(timeout=0.3)
+        assert read_manifest(tmp_path / "out") is None
+        held.close()
+        assert resumed.result(timeout=60)["rows"] >= 0
 
 
 class Stop(Exception):
