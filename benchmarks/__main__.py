@@ -4,26 +4,22 @@ Prints the machine, a table and notes; the last line is the same as JSON, and `-
 """
 
 import argparse
-import importlib
 import json
-import pkgutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-import benchmarks
 from benchmarks.machine import describe_machine
-from benchmarks.registry import CASES, Case, Result
-
-NOT_CASES = {"__main__", "ahead_of_time", "corpus", "machine", "published", "registry", "shapes"}
+from benchmarks.records import as_cell, as_setting
+from benchmarks.registry import CASES, Case, Result, load_cases
+from moe_codegen.errors import MoECodegenError
 
 
 def main() -> None:
     """Parse the command line and run what it names."""
-    for module in pkgutil.iter_modules(benchmarks.__path__):
-        if module.name not in NOT_CASES:
-            importlib.import_module(f"benchmarks.{module.name}")
+    load_cases()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     subparsers = parser.add_subparsers(dest="case", metavar="CASE")
     for case in CASES.values():
@@ -32,8 +28,11 @@ def main() -> None:
         case.add_options(subparser)
     options = parser.parse_args()
     names = [options.case] if options.case else list(CASES)
-    for name in names:
-        run_case(CASES[name], options if options.case else subparsers.choices[name].parse_args([]))
+    try:
+        for name in names:
+            run_case(CASES[name], options if options.case else subparsers.choices[name].parse_args([]))
+    except MoECodegenError as error:
+        sys.exit(f"error: {error}")
 
 
 def run_case(case: Case, options: argparse.Namespace) -> None:
@@ -49,20 +48,13 @@ def run_case(case: Case, options: argparse.Namespace) -> None:
         console.print(note)
     for picture in result.pictures:
         console.print(f"drawn: {picture}")
-    settings = {key: _told(value) for key, value in vars(options).items() if key not in ("out", "folder")}
+    settings = {key: as_setting(value) for key, value in vars(options).items() if key not in ("out", "folder")}
     record = {"settings": settings, "machine": machine, "rows": result.rows, "notes": result.notes}
-    line = json.dumps({"case": case.name, **record})
+    line = json.dumps({"case": case.name, **record}, ensure_ascii=False)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{case.name}.json").write_text(line + "\n")
+        (options.out / f"{case.name}.json").write_text(line + "\n", encoding="utf-8")
     print(line)
-
-
-def _told(value: object) -> str:
-    """A setting as a record holds it: of a path its last part, for a record keeps no path of its machine."""
-    if isinstance(value, list):
-        return ", ".join(map(_told, value))
-    return value.name if isinstance(value, Path) else str(value)
 
 
 def as_table(result: Result) -> Table:
@@ -73,7 +65,7 @@ def as_table(result: Result) -> Table:
         table.add_column(column, justify="left" if isinstance(result.rows[0].get(column), str) else "right")
     for row in result.rows:
         cells = [row.get(column, "") for column in columns]
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+        table.add_row(*map(as_cell, cells))
     return table
 
 

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.corpus import SKIPPED, find_corpus
 from benchmarks.registry import Result, case
-from moe_codegen.data.decontamination import DecontaminateSettings, decontaminate
-from moe_codegen.data.sources import open_source
+from moe_codegen.data import DecontaminateSettings, decontaminate, open_source
 
 PLANTED_KEYS = ("prompt", "canonical_solution", "canonical")
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.corpus import SKIPPED, find_corpus
 from benchmarks.registry import Result, Row, case
-from moe_codegen.data.dedup import DedupSettings, find_duplicates, sign_unit
-from moe_codegen.data.sources import open_source
+from moe_codegen.data.deduplication.dedup import DedupSettings, find_duplicates, sign_unit
+from moe_codegen.data.reading.sources import open_source
 
 WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+")
 BANDS = ((0.85, 1.01), (0.7, 0.85))

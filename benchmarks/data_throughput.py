@@ -15,13 +15,14 @@ import xxhash
 
 from benchmarks.corpus import SKIPPED, find_corpus
 from benchmarks.registry import Result, Row, case
-from moe_codegen.data.batch import each_text, finished
-from moe_codegen.data.filters import CleanSettings, judge
-from moe_codegen.data.minhash import bands
-from moe_codegen.data.parquet import ParquetUnit
-from moe_codegen.data.shingles import shingles
-from moe_codegen.data.sources import open_source
-from moe_codegen.data.workers import keep_freed_memory
+from moe_codegen.data.deduplication.minhash import bands
+from moe_codegen.data.deduplication.shingles import shingles
+from moe_codegen.data.filtering.filters import CleanSettings, judge
+from moe_codegen.data.passes.output import finished
+from moe_codegen.data.passes.workers import keep_freed_memory
+from moe_codegen.data.reading.parquet import ParquetUnit
+from moe_codegen.data.reading.sources import open_source
+from moe_codegen.data.rows.batch import each_text
 
 ROWS, BATCHES, FILTERED, SIGNED = MODES = (
     "read: datasets, rows",

@@ -238,8 +238,10 @@ def _draw(rows: list[Row], folder: Path) -> Path:
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    figure = Figure(figsize=(6 * len(dtypes), 4), layout="constrained")
-    for panel, dtype in zip(figure.subplots(1, len(dtypes), squeeze=False)[0], dtypes, strict=True):
+    tokens = sorted({row["tokens"] for row in rows})
+    figure = Figure(figsize=(6 * len(dtypes), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(dtypes), squeeze=False)[0]
+    for panel, dtype in zip(panels, dtypes, strict=True):
         for contender in dict.fromkeys(row["contender"] for row in rows):
             points = [
                 (row["tokens"], row["of limit"])
@@ -247,8 +249,10 @@ def _draw(rows: list[Row], folder: Path) -> Path:
                 if row["dtype"] == dtype and row["contender"] == contender and "of limit" in row
             ]
             panel.plot(*zip(*points, strict=True), "o-", label=contender)
-        panel.set(title=dtype, xlabel="tokens", ylabel="fraction of the limit", xscale="log", ylim=(0, 1.1))
-    panel.legend(fontsize="small")
+        panel.set(title=dtype, xlabel="tokens", ylabel="fraction of the limit", ylim=(0, 1.15))
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(tokens, tokens)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "layer-cpu.png"
     figure.savefig(path, dpi=120)

@@ -69,8 +69,8 @@ def _measure(corpus: Path, path: Path, count: int) -> Result:
                 "experts": str(asked),
                 "loss (nats a token)": losses_by_language(losses)["all"].value,
                 "change %": 100 * change.value / loss,
-                "from %": 100 * change.low / loss,
-                "to %": 100 * change.high / loss,
+                "from %": None if change.low is None else 100 * change.low / loss,
+                "to %": None if change.high is None else 100 * change.high / loss,
             }
         )
     note = f"{len(documents)} files, {sum(full.tokens):,} tokens; {model.num_parameters():,} parameters"

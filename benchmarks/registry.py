@@ -1,10 +1,17 @@
 """The one list of benchmark cases, and what a case gives back."""
 
 import argparse
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import benchmarks
+
+# The runner itself, and what imports triton, which need not be installed.
+NOT_LOADED = {"__main__", "ahead_of_time"}
 
 Row = dict[str, Any]
 
@@ -43,3 +50,10 @@ def case(
         return run
 
     return register
+
+
+def load_cases() -> None:
+    """Import every file here, so that each case is registered."""
+    for module in pkgutil.iter_modules(benchmarks.__path__):
+        if module.name not in NOT_LOADED:
+            importlib.import_module(f"benchmarks.{module.name}")

@@ -12,9 +12,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from moe_codegen.data.batches import collate, load_packed, packed_languages
-from moe_codegen.data.preparation import Plan, prepare, read_plan
-from moe_codegen.data.tokenization import TokenizerSettings
+from moe_codegen.data import Plan, TokenizerSettings, collate, load_packed, packed_languages, prepare, read_plan
 
 PLAN = Path(__file__).with_name("data.toml")
 

@@ -1,4 +1,4 @@
-"""Let a model complete problems, run its programs in a sandbox, and compare two models on the same problems.
+"""Let a model complete problems, run its programs in a sandbox, and set two models side by side in a report.
 
 python examples/04_evaluate.py DENSE MIXTURE PROBLEMS OUT     PROBLEMS: a folder with MultiPL-E's humaneval-py.jsonl
 python examples/04_evaluate.py --tiny                         untrained models, a problem of its own
@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GPTBigCodeConfig, PreTrainedTokenizerFast
 
 from moe_codegen import upcycle
-from moe_codegen.evaluation import ExecutionSettings, ProblemSettings, SamplingSettings, compare, run, score_folder
+from moe_codegen.evaluation import ExecutionSettings, ProblemSettings, RunSettings, SamplingSettings
+from moe_codegen.evaluation.run import run
 
 PROMPT, TESTS = "def twice(number):\n", "def check(f):\n    assert f(2) == 4\n\ncheck(twice)\n"
 
@@ -36,21 +37,21 @@ def main() -> None:
 
 
 def evaluate(dense: Path, mixture: Path, problems: Path, out: Path, samples: int, sandbox: str) -> None:
-    settings = (
-        ProblemSettings(dataset="humaneval", languages=("py",), problems=str(problems)),
-        SamplingSettings(num_samples=samples, temperature=0.2, max_tokens=128),
+    settings = RunSettings(
+        problems=ProblemSettings(dataset="humaneval", languages=("python",), problems=str(problems)),
+        sampling=SamplingSettings(num_samples=samples, temperature=0.2, max_tokens=128),
+        execution=ExecutionSettings(sandbox=sandbox),
+        # held_out="split/validation" adds loss, completed lines and the routing of the mixture.
     )
-    tallies = []
-    for model in (dense, mixture):
-        # Killed and called again, it goes on where it was.
-        report = run(model, out / model.name, *settings, execution=ExecutionSettings(sandbox=sandbox))
-        scores = score_folder(report.folders[0], partial=True)  # the tiny problem is not the whole dataset
-        best = scores.raw[0]
-        print(f"{model.name}: pass@{best.k} {best.value:.1%}, 95% {best.low:.1%} to {best.high:.1%}")
-        print(f"  {report.record.generation['tokens_per_second']:.0f} tokens/s, {dict(report.counts[scores.folder])}")
-        tallies.append(scores.tallies)
-    comparison = compare(*tallies)
-    print(f"mixture - dense: {comparison.difference:+.1%}, p = {comparison.p_value:.3f} ({comparison.test})")
+    # Killed and called again, it goes on where it was.
+    evaluation = run({"dense": dense, "mixture": mixture}, out, settings)
+    for model in evaluation.models:
+        best = model.scores[0].raw[0]
+        interval = "too few problems" if best.low is None else f"{best.low:.1%} to {best.high:.1%}"
+        print(f"{model.name}: pass@{best.k} {best.value:.1%}, 95% interval: {interval}")
+        for comparison in model.comparisons.values():
+            print(f"  - dense: {comparison.difference:+.1%}, p = {comparison.p_value:.3f} ({comparison.test})")
+    print(evaluation.report[0])
 
 
 def make_tiny(folder: Path) -> tuple[Path, Path, Path]:

@@ -7,10 +7,7 @@ from random import Random
 
 from transformers import GPTBigCodeConfig
 
-from moe_codegen.data.packing import PackSettings, pack
-from moe_codegen.data.sources import open_source
-from moe_codegen.data.splitting import SplitSettings, split
-from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.data import PackSettings, SplitSettings, TokenizerSettings, make_tokenizer, open_source, pack, split
 from moe_codegen.training import DenseSettings, ExpertSettings, train
 
 LINES = {"python": "    {0} = self.{1}[{2}]", "rust": "    let mut {0}: u32 = {1}!({2});"}

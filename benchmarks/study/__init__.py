@@ -5,28 +5,29 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import transformers
 
 from benchmarks.corpus import SKIPPED, find_corpus
-from benchmarks.registry import Result, case
+from benchmarks.registry import Result, Row, case
 from benchmarks.study import findings
+from benchmarks.study.curves import Curve, mean_curve, read_curve
 from benchmarks.study.data import StudyData
-from benchmarks.study.findings import TITLES
+from benchmarks.study.estimates import Estimates, estimate, estimate_differences
 from benchmarks.study.measure import Measures
-from benchmarks.study.models import BASE, StudyModels
+from benchmarks.study.models import StudyModels
 from benchmarks.study.plots import draw_curves, draw_differences, draw_experts
-from benchmarks.study.protocol import COMPARISONS, CURVES_COMPARED, LANGUAGES, RIVALS, SCALES
-from moe_codegen.metrics import DocumentLosses, Interval, loss_differences, losses_by_language
+from benchmarks.study.protocol import BASE, COMPARISONS, LANGUAGES, LONGEST_DENSE, MIXTURES, RIVALS, SCALES
 
-UNTRAINED = ("joined-random", "joined", "joined-fine")  # copies of the base are the base, but for a little noise
-ROUTED = {"joined": "before mixing", "mixture": "after mixing"}
+# Copies of the base are the base, but for a little noise: only what is joined of experts is measured untrained.
+MODELS = (BASE, *LANGUAGES, *(name for name, mixture in MIXTURES.items() if mixture.of_experts), *RIVALS)
+ROUTED = {"joined": "untrained", "mixture": "mixed", "mixture-anchored": "mixed, base too"}
+WITH_ORACLE = ("joined", "mixture")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="sizes of model, data and runs [cpu]")
     parser.add_argument("--corpus", type=Path, help="folder of LANGUAGE.parquet files [MOE_CODEGEN_CORPUS]")
     parser.add_argument("--folder", type=Path, default=Path("study"), help="keeps data and models [study]")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order; each has models of its own [0]")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="of weights and order; each has models of its own [0]"
+    )
     parser.add_argument("--num-proc", type=int, default=2, help="processes that prepare the data [2]")
 
 
@@ -48,54 +51,67 @@ def run(options: argparse.Namespace) -> Result:
     transformers.utils.logging.disable_progress_bar()
     scale, folder = SCALES[options.scale], options.folder / options.scale
     data = StudyData(corpus, folder / "data", scale, options.num_proc)
-    models = StudyModels(folder / f"seed-{options.seed}", data, scale, options.seed)
-    models.make()
-    return _result(Measures(models), models, options.out)
+    models = [StudyModels(folder / f"seed-{seed}", data, scale, seed) for seed in options.seeds]
+    for one in models:
+        one.make()
+    return _result([Measures(one) for one in models], options.out)
 
 
-def _result(measures: Measures, models: StudyModels, out: Path | None) -> Result:
-    losses = {name: measures.losses(name) for name in (BASE, *LANGUAGES, *UNTRAINED, *RIVALS)}
-    own = {"own-expert": measures.own_experts()}
-    own |= {f"{name}-oracle": measures.oracle(name) for name in ROUTED}
-    differences = {f"{one} - {other}": loss_differences(losses[one], losses[other]) for one, other in COMPARISONS}
-    routing = {title: measures.routing(name) for name, title in ROUTED.items()}
-    curves = {name: models.curve(name) for name in RIVALS}
-    rows = [
-        *({"model": name, **findings.cost(name, models), **_cells(some)} for name, some in losses.items()),
-        *({"model": name, **_cells(some)} for name, some in own.items()),
-        *({"model": title, **findings.cells(intervals)} for title, intervals in differences.items()),
+def _result(seeds: Sequence[Measures], out: Path | None) -> Result:
+    measured = {name: [seed.losses(name) for seed in seeds] for name in MODELS}
+    own = {"own-expert": [seed.own_experts() for seed in seeds]}
+    own |= {f"{name}-oracle": [seed.oracle(name) for seed in seeds] for name in WITH_ORACLE}
+    losses = {name: estimate(some) for name, some in {**measured, **own}.items()}
+    differences = {pair: estimate_differences(measured[pair.one], measured[pair.other]) for pair in COMPARISONS}
+    curves = {name: [read_curve(seed.models, name) for seed in seeds] for name in RIVALS}
+    routing = {name: [seed.routing(name) for seed in seeds] for name in ROUTED}
+    first = seeds[0].models
+    rows: list[Row] = [
+        {"model": name, **(findings.cost(name, first) if name in MODELS else {}), **_cells(some)}
+        for name, some in losses.items()
     ]
+    rows += [{"model": pair.title, "equal": pair.equal, **_cells(some)} for pair, some in differences.items()]
     notes = [
-        f"test files: {findings.counted(losses[BASE])}",
-        "nats a token and the bounds of its interval (95%, over repositories); the last rows are paired differences",
-        *(f"{name}: {title}" for name, title in TITLES.items() if name in (*losses, *own)),
-        *(findings.where_it_pays(one, other, curves) for one, other in CURVES_COMPARED),
-        *(findings.agreement(title, summary) for title, summary in routing.items()),
-        *(findings.distances(title, *measures.expert_distances(name)) for name, title in findings.APART.items()),
+        f"test files: {findings.counted(measured[BASE][0])}",
+        f"nats a token, mean of {len(seeds)} seeds [95% interval over repositories] ±standard deviation over seeds; "
+        "the last rows are paired differences: below zero the first is better",
+        *(f"{name}: {findings.TITLES[name]}" for name in losses),
+        *(findings.where_it_pays(name, LONGEST_DENSE, curves) for name, rival in RIVALS.items() if rival.is_mixture),
+        *(findings.agreement(title, routing[name]) for name, title in ROUTED.items()),
+        *(
+            findings.distances(title, [seed.expert_distances(name) for seed in seeds])
+            for name, title in findings.APART.items()
+        ),
     ]
-    return Result(rows, notes, _draw(out, curves, losses, differences, routing) if out else [])
+    if out is None:
+        return Result(rows, notes)
+    gains = {g: {e: losses[e][g].interval.value - losses[BASE][g].interval.value for e in LANGUAGES} for g in LANGUAGES}
+    shares = {
+        title: np.mean([np.array(one["share_by_group"]).mean(axis=1) for one in routing[name]], axis=0)
+        for name, title in ROUTED.items()
+    }
+    return Result(
+        rows,
+        notes,
+        [
+            draw_curves({name: mean_curve(some) for name, some in curves.items()}, out / "study-curves.png"),
+            draw_differences({pair.title: some for pair, some in differences.items()}, out / "study-differences.png"),
+            draw_experts(np.array([list(row.values()) for row in gains.values()]), shares, out / "study-experts.png"),
+            _write_points(curves, losses, out / "study-points.json"),
+        ],
+    )
 
 
-def _cells(losses: DocumentLosses) -> dict[str, list[float]]:
-    return findings.cells(losses_by_language(losses))
+def _cells(estimates: Estimates) -> Row:
+    return {group: str(one) for group, one in estimates.items()}
 
 
-def _draw(
-    out: Path,
-    curves: Mapping[str, Any],
-    losses: Mapping[str, DocumentLosses],
-    differences: Mapping[str, Mapping[str, Interval]],
-    routing: Mapping[str, Mapping[str, Any]],
-) -> list[Path]:
-    """The pictures, and the points of the curves as JSON."""
-    out.mkdir(parents=True, exist_ok=True)
-    points = out / "study-curves.json"
-    points.write_text(json.dumps({name: asdict(curve) for name, curve in curves.items()}) + "\n")
-    means = {name: losses_by_language(losses[name]) for name in (BASE, *LANGUAGES)}
-    gains_GE = np.array([[means[e][g].value - means[BASE][g].value for e in LANGUAGES] for g in LANGUAGES])
-    return [
-        draw_curves(curves, out / "study-curves.png"),
-        draw_differences(differences, out / "study-differences.png"),
-        draw_experts(gains_GE, routing, out / "study-experts.png"),
-        points,
-    ]
+def _write_points(curves: Mapping[str, Sequence[Curve]], losses: Mapping[str, Estimates], path: Path) -> Path:
+    """The points of every seed's curves, and every model's losses by language and seed."""
+    points = {
+        "curves": {name: [asdict(curve) for curve in some] for name, some in curves.items()},
+        "losses": {name: {group: one.by_seed for group, one in some.items()} for name, some in losses.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(points) + "\n")
+    return path

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,22 @@ import pyarrow.parquet as pq
 import xxhash
 
 from benchmarks.study.protocol import LANGUAGES, Scale
-from moe_codegen.data.dedup import DedupSettings
-from moe_codegen.data.filters import CleanSettings
-from moe_codegen.data.packing import PackSettings, pack
-from moe_codegen.data.preparation import Plan, prepare
-from moe_codegen.data.settings import SourceSettings
-from moe_codegen.data.sources import open_source
-from moe_codegen.data.splitting import SplitSettings
-from moe_codegen.data.tokenization import TokenizerSettings
+from moe_codegen.data import (
+    CleanSettings,
+    DedupSettings,
+    PackSettings,
+    Plan,
+    SourceSettings,
+    SplitSettings,
+    TokenizerSettings,
+    open_source,
+    pack,
+    prepare,
+)
+from moe_codegen.errors import SourceError
 from moe_codegen.metrics import Document
 
-HELD_OUT = 0.4  # of the repositories: a language of the corpus has only some twenty, and intervals need several
+HELD_OUT = 0.5  # of the repositories: a language of the corpus has only some twenty, and intervals need ten
 BEGINNING = 2048  # characters of a test file, so that one long file is not a language's result
 COLUMNS = ["repo", "path", "language", "content"]
 
@@ -31,10 +37,18 @@ class StudyData:
     Attributes:
         tokenizer: folder of the tokenizer.
         packed: language -> folder of packed sequences; there are about as many of each.
-        test: folder of the test files.
+        test: the file of test files.
+
+    Raises:
+        SourceError: `corpus` lacks a language.
     """
 
     def __init__(self, corpus: Path, folder: Path, scale: Scale, num_proc: int) -> None:
+        if missing := [name for name in LANGUAGES if not (corpus / f"{name}.parquet").is_file()]:
+            raise SourceError(
+                f"{corpus} holds no {', '.join(f'{name}.parquet' for name in missing)}; the study compares "
+                f"{', '.join(LANGUAGES)}, and needs a file of each, as `moe-codegen data corpus` writes them"
+            )
         steps = {
             "clean": CleanSettings(languages=LANGUAGES),
             "dedup": DedupSettings(),
@@ -54,8 +68,8 @@ class StudyData:
             pack(open_source(file), self.packed[language], settings, num_proc=num_proc)
         self.test = folder / "test" / "files.parquet"
         if not self.test.exists():
-            rows = rows_by_language(folder / "3-split" / "validation")
-            chosen = [row for language in LANGUAGES for row in in_turn(rows[language])[: scale.test_files]]
+            held_out = rows_by_language(folder / "3-split" / "validation")
+            chosen = [row for language in LANGUAGES for row in in_turn(held_out[language])[: scale.test_files]]
             write_rows([_beginning(row) for row in chosen], self.test)
 
     def test_documents(self) -> list[Document]:
@@ -66,12 +80,17 @@ class StudyData:
             Document(name, row["repo"], row["language"], row["content"]) for name, row in zip(names, rows, strict=True)
         ]
 
-    def router_texts(self, files: int = 64) -> dict[str, list[str]]:
-        """Language -> the beginnings of some of its training files, for a router to be told the experts apart by."""
-        return {
+    def router_texts(self, experts: Sequence[str], files: int = 64) -> dict[str, list[str]]:
+        """Expert -> the beginnings of some training files it is good at, for a router to tell the experts apart by.
+
+        A language's expert is good at its language, and the base at all alike.
+        """
+        texts = {
             language: [_beginning(row)["content"] for row in in_turn(rows_by_language(file)[language])[:files]]
             for language, file in self._train.items()
         }
+        of_all = [text for some in zip(*texts.values(), strict=False) for text in some][:files]
+        return {expert: texts.get(expert, of_all) for expert in experts}
 
 
 def rows_by_language(source: Path) -> dict[str, list[dict[str, Any]]]:

@@ -1,28 +1,31 @@
 """From losses, curves and counts to the rows of the table and the sentences below it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from transformers import AutoConfig
 
 from benchmarks.registry import Row
+from benchmarks.study.curves import Curve, crossing, mean_curve
 from benchmarks.study.measure import EXPERTS
-from benchmarks.study.models import BASE, StudyModels
-from benchmarks.study.protocol import LANGUAGES, MIXTURES, RIVALS, Curve, crossing
-from moe_codegen.metrics import DocumentLosses, Interval
+from benchmarks.study.models import StudyModels
+from benchmarks.study.protocol import BASE, LANGUAGES, MIXTURES, RIVALS
+from moe_codegen.metrics import DocumentLosses
 from moe_codegen.modeling.parameters import count_parameters
 
 TITLES = {
-    BASE: "base",
+    BASE: "what everything starts from",
     **{language: f"dense {language} expert" for language in LANGUAGES},
-    **{name: mixture.title for name, mixture in MIXTURES.items()},
+    **{name: f"{mixture.title}, untrained" for name, mixture in MIXTURES.items() if mixture.of_experts},
     **{name: rival.title for name, rival in RIVALS.items()},
     "own-expert": "each file under the dense expert of its language",
     "joined-oracle": "each file under its language's expert alone of the joined ones",
-    "mixture-oracle": "the same of the trained mixture",
+    "mixture-oracle": "the same of the mixed ones",
 }
-APART = {EXPERTS: "dense experts", "mixture": TITLES["mixture"]}
+APART = {EXPERTS: "dense experts", "mixture": "mixed experts"}
+UNITS = {"tokens": (1e6, "M tokens"), "flops": (1e12, "TFLOP")}
 
 
 def cost(name: str, models: StudyModels) -> Row:
@@ -44,13 +47,6 @@ def _is_of_experts(name: str) -> bool:
     return made is not None and made.of_experts
 
 
-def cells(intervals: Mapping[str, Interval]) -> Row:
-    """By language and for all: the value and the bounds of its interval, nats a token."""
-    return {
-        name: [round(x, 3) for x in (one.value, one.low, one.high) if x is not None] for name, one in intervals.items()
-    }
-
-
 def counted(losses: DocumentLosses) -> str:
     """How many test files, repositories and tokens there are of each language."""
     files = Counter(losses.languages)
@@ -64,27 +60,42 @@ def counted(losses: DocumentLosses) -> str:
     )
 
 
-def where_it_pays(one: str, other: str, curves: Mapping[str, Curve]) -> str:
+def where_it_pays(one: str, other: str, curves: Mapping[str, Sequence[Curve]]) -> str:
     """From which tokens and which training FLOPs on `one` is below `other`, at the peak learning rate."""
     parts = []
-    for unit, scale, name in (("tokens", 1e6, "M tokens"), ("flops", 1e12, "TFLOP")):
-        a, b = curves[one], curves[other]
-        x_one, x_other = (getattr(curve, unit)[: curve.stable] for curve in (a, b))
-        x = crossing(x_one, a.losses[: a.stable], x_other, b.losses[: b.stable])
-        parts.append(f"below from {x / scale:.2f} {name} on" if x is not None else f"not yet below in {name}")
-    return f"{one}, beside {other}: {', '.join(parts)}"
+    for unit, (scale, name) in UNITS.items():
+        whole = _pays_from(mean_curve(curves[one]), mean_curve(curves[other]), unit, scale)
+        by_seed = [_pays_from(*pair, unit, scale) for pair in zip(curves[one], curves[other], strict=True)]
+        said = f"below from {whole} {name} on" if whole != NEVER else f"not yet below in {name}"
+        parts.append(f"{said} (by seed {', '.join(by_seed)})")
+    return f"{one}, beside dense, mean of {len(curves[one])} seeds: {'; '.join(parts)}"
 
 
-def agreement(title: str, summary: Mapping[str, Any]) -> str:
-    """How far routing follows language, by layer."""
-    layers = "; ".join(
-        f"layer {layer['layer']}: accuracy {layer['assignment_accuracy']:.2f}, "
-        f"information {layer['normalised_mutual_information']:.3f}, busiest {layer['max_over_mean']:.2f}x"
-        for layer in summary["layers"]
-    )
-    return f"routing by language, {title} (chance {1 / len(LANGUAGES):.2f}): {layers}"
+NEVER = "never"
 
 
-def distances(title: str, apart: float, moved: float) -> str:
-    """How far experts lie from one another and from the base's FFN."""
+def _pays_from(one: Curve, other: Curve, unit: str, scale: float) -> str:
+    x_one, x_other = (getattr(curve, unit)[: curve.stable] for curve in (one, other))
+    x = crossing(x_one, one.losses[: one.stable], x_other, other.losses[: other.stable])
+    return NEVER if x is None else f"{x / scale:.2f}"
+
+
+def agreement(title: str, summaries: Sequence[Mapping[str, Any]]) -> str:
+    """How far routing follows language, by layer, mean over seeds."""
+    parts = []
+    for layers in zip(*(summary["layers"] for summary in summaries), strict=True):
+        accuracy, information, busiest = (
+            np.mean([layer[name] for layer in layers])
+            for name in ("assignment_accuracy", "normalised_mutual_information", "max_over_mean")
+        )
+        parts.append(
+            f"layer {layers[0]['layer']}: accuracy {accuracy:.2f}, information {information:.3f}, "
+            f"busiest {busiest:.2f}x"
+        )
+    return f"routing by language, {title} (chance {1 / len(LANGUAGES):.2f}): {'; '.join(parts)}"
+
+
+def distances(title: str, by_seed: Sequence[tuple[float, float]]) -> str:
+    """How far experts lie from one another and from the base's FFN, mean over seeds."""
+    apart, moved = np.mean(by_seed, axis=0)
     return f"expert weights, {title}: {apart:.3f} apart and {moved:.3f} from the base, of the base's norm"

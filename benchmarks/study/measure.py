@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.study.models import BASE, StudyModels
 from benchmarks.study.protocol import LANGUAGES
-from moe_codegen.evaluation.expert_use import encode_kinds, expert_use, expert_use_record
+from moe_codegen.evaluation.held_out.expert_use import encode_kinds, expert_use, expert_use_record
 from moe_codegen.metrics import DocumentLosses, document_losses, encode_documents, start_token
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.moe import Experts

@@ -8,14 +8,12 @@ from typing import Any
 from transformers import AutoTokenizer, GPTBigCodeConfig
 
 from benchmarks.study.data import StudyData
-from benchmarks.study.protocol import CONTINUED, LANGUAGES, MIXTURES, RIVALS, STABLE, Curve, Rival, Scale, budget
+from benchmarks.study.protocol import BASE, CONTINUED, LANGUAGES, MIXTURES, RIVALS, STABLE, Rival, Scale, budget
 from moe_codegen import upcycle
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, train
 from moe_codegen.training.folder import read_summary
-from moe_codegen.training.history import read_history
 from moe_codegen.training.settings import TrainSettings
 
-BASE = "base"
 Say = Callable[[str], None]
 
 
@@ -41,8 +39,7 @@ class StudyModels:
             self.train(name)
         for name in MIXTURES:
             self.join(name)
-        # A rival at equal FLOPs comes after the one whose FLOPs it spends.
-        for name in sorted(RIVALS, key=lambda name: RIVALS[name].equal_flops is not None):
+        for name in RIVALS:
             self.train(name)
 
     def train(self, name: str) -> None:
@@ -59,33 +56,16 @@ class StudyModels:
         if out.exists():
             return
         options = dict(mixture.options)
-        if options.get("router") == "ridge":
-            options["router_data"] = self.data.router_texts()
         if mixture.of_experts:
-            options["experts"] = {language: self.path(language) for language in LANGUAGES}
+            options["experts"] = {expert: self.path(expert) for expert in mixture.expert_names}
+        if "router" in options:
+            options["router_data"] = self.data.router_texts(mixture.expert_names)
         upcycle(self.path(BASE), out, seed=self.seed, **options)
 
     def spent_on_experts(self) -> tuple[float, float]:
         """Tokens and training FLOPs of the language experts together."""
         runs = [self.summaries[language] for language in LANGUAGES]
         return sum(run["tokens"] for run in runs), sum(run["training_flops"] for run in runs)
-
-    def curve(self, name: str) -> Curve:
-        """The validation losses of a rival's history and their mean over languages."""
-        run = self.summaries[name]
-        tokens_before, flops_before = self.spent_on_experts() if RIVALS[name].of_experts else (0.0, 0.0)
-        tokens_a_step = self.scale.batch_size * self.scale.sequence_length
-        lines = [line for line in read_history(self.path(name) / "history.jsonl") if "eval_loss_all" in line]
-        kept = [line for line in lines if line["step"] <= STABLE * run["steps"]]
-        points = [(line["step"], [line[f"eval_loss_{language}"] for language in LANGUAGES]) for line in kept]
-        points.append((run["steps"], [run["validation"][language]["value"] for language in LANGUAGES]))
-        tokens = [step * tokens_a_step for step, _ in points]
-        return Curve(
-            tokens=[tokens_before + some for some in tokens],
-            flops=[flops_before + some * run["training_flops_per_token"] for some in tokens],
-            losses=[sum(losses) / len(losses) for _, losses in points],
-            stable=len(kept),
-        )
 
     def _settings(self, name: str) -> TrainSettings:
         scale, base = self.scale, str(self.path(BASE))
@@ -118,7 +98,7 @@ class StudyModels:
             validation=str(self.data.test),
             validation_tokens=scale.curve_tokens,
             batch_size=scale.batch_size,
-            micro_batch_size=scale.micro_batch_size,
+            micro_batch_size=scale.batch_size,
             learning_rate=CONTINUED * scale.learning_rate,
             schedule="warmup_stable_decay",
             decay=1 - STABLE,

@@ -3,6 +3,8 @@
 import importlib
 import sys
 import warnings
+from importlib import metadata
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,40 +14,41 @@ from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise
 from moe_codegen.cli.console import show_warning
 from moe_codegen.errors import MoECodegenError
 
+TRAINING = "Train and evaluate"
+
 app = typer.Typer(
     name="moe-codegen",
-    help="Turn dense code language models into sparse mixtures of experts, and run them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 
 
-for verb in (
-    upcycle.upcycle,
-    extract.extract,
-    quantise.quantise,
-    verify.verify,
-    inspect.inspect,
-    generate.generate,
-    demo.demo,
-    tune.tune,
-    report.report,
-):
-    app.command()(verb)
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(" ".join(f"{name} {metadata.version(name)}" for name in ("moe-codegen", "torch", "transformers")))
+        raise typer.Exit
 
-app.add_typer(evaluate.app, name="evaluate")
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """Turn dense code language models into sparse mixtures of experts, and run them."""
 
 
 def _add_verbs(name: str, extra: str, summary: str) -> None:
     """The verbs of `cli/NAME.py`; where what they need is not installed, a command that says what to install."""
     try:
-        app.add_typer(importlib.import_module(f"moe_codegen.cli.{name}").app, name=name)
+        app.add_typer(importlib.import_module(f"moe_codegen.cli.{name}").app, name=name, rich_help_panel=TRAINING)
     except ModuleNotFoundError as missing:
         message = f"{missing.name} is missing, which the {name} verbs need: pip install 'moe-codegen[{extra}]'"
 
         @app.command(
             name,
+            rich_help_panel=TRAINING,
             help=f"{summary} (needs the extra `{extra}`).",
             context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
         )
@@ -53,8 +56,15 @@ def _add_verbs(name: str, extra: str, summary: str) -> None:
             raise MoECodegenError(message)
 
 
+for verb in (upcycle.upcycle, verify.verify, inspect.inspect, extract.extract, quantise.quantise):
+    app.command(rich_help_panel="Convert")(verb)
+app.command(rich_help_panel="Run")(generate.generate)
+app.command(rich_help_panel="Run")(tune.tune)
+app.command(rich_help_panel="Run")(demo.demo)
 _add_verbs("data", "data", "Code data: from a dataset or repositories to training batches")
 _add_verbs("train", "train", "Train experts, the mixture of them, and their dense rival")
+app.add_typer(evaluate.app, name="evaluate", rich_help_panel=TRAINING)
+app.command(rich_help_panel=TRAINING)(report.report)
 
 
 def main() -> None:

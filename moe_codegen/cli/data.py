@@ -8,16 +8,16 @@ import typer
 
 from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
-from moe_codegen.data.corpus import CorpusSettings, build_corpus, read_packages
-from moe_codegen.data.inspection import InspectSettings
-from moe_codegen.data.inspection import inspect as inspect_source
-from moe_codegen.data.preparation import check_plan, prepare, read_plan
-from moe_codegen.data.reporting import report
-from moe_codegen.data.settings import SourceSettings
-from moe_codegen.data.sources import Source, open_source
-from moe_codegen.data.stage import Record
-from moe_codegen.data.steps import STEPS, Step
-from moe_codegen.data.tables import tables_of
+from moe_codegen.data.filtering.inspect import InspectSettings
+from moe_codegen.data.filtering.inspect import inspect as inspect_source
+from moe_codegen.data.passes.stage import Record
+from moe_codegen.data.pipeline.corpus import CorpusSettings, build_corpus, read_packages
+from moe_codegen.data.pipeline.prepare import check_plan, prepare, read_plan
+from moe_codegen.data.pipeline.verbs import VERBS, Verb
+from moe_codegen.data.reading.settings import SourceSettings
+from moe_codegen.data.reading.sources import Source, open_source
+from moe_codegen.data.report.report import write_report
+from moe_codegen.data.report.tables import tables_of
 from moe_codegen.reporting import table
 from moe_codegen.settings import as_record
 
@@ -35,34 +35,34 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
 
 
-def _add(verb: str, step: Step) -> None:
-    """Register `verb` with the flags of its settings, of the source, and those that all verbs have."""
+def _add(name: str, verb: Verb) -> None:
+    """Register the verb `name` with the flags of its settings, of the source, and those that all verbs have."""
 
     def command(**given: Any) -> None:
-        settings: Any = settings_of(step.settings, given)
+        settings: Any = settings_of(verb.settings, given)
         source_settings = settings_of(SourceSettings, given)
         source = open_source(given["source"], source_settings)
-        step.check(settings)
+        verb.check(settings)
         if given["dry_run"]:
-            _show_plan(verb, source, given["out"], settings)
+            _show_plan(name, source, given["out"], settings)
             return
-        manifest = step.run(source, given["out"], settings, num_proc=given["num_proc"], quiet=given["quiet"])
+        manifest = verb.run(source, given["out"], settings, num_proc=given["num_proc"], quiet=given["quiet"])
         _show(manifest, given["out"], given["json_"])
 
     common = {"num_proc": (NumProc, 1), "dry_run": (DryRun, False), "quiet": (Quiet, False), "json_": (AsJson, False)}
     parameters = [
         keyword("source", SourceArgument),
         keyword("out", OutArgument),
-        *(flag for some in (step.settings, SourceSettings) for flag in flags_of(some)),
-        *(keyword(name, kind, default) for name, (kind, default) in common.items()),
+        *(flag for some in (verb.settings, SourceSettings) for flag in flags_of(some)),
+        *(keyword(flag, kind, default) for flag, (kind, default) in common.items()),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    app.command(verb, help=step.summary)(command)
+    app.command(name, help=verb.summary)(command)
 
 
-_INSPECT = Step("Count and measure what IN holds; OUT gets the figures alone.", InspectSettings, inspect_source)
-for _verb, _step in {"inspect": _INSPECT, **STEPS}.items():
-    _add(_verb, _step)
+_INSPECT = Verb("Count and measure what IN holds; OUT gets the figures alone.", InspectSettings, inspect_source)
+for _name, _verb in {"inspect": _INSPECT, **VERBS}.items():
+    _add(_name, _verb)
 
 
 @app.command("report")
@@ -75,7 +75,7 @@ def report_command(
     as_json: AsJson = False,
 ) -> None:
     """Write report.json, report.md and pictures: what was kept and dropped, why, and how large the samples are."""
-    record = report(source, out, pictures=pictures, num_proc=num_proc, quiet=quiet)
+    record = write_report(source, out, pictures=pictures, num_proc=num_proc, quiet=quiet)
     if as_json:
         console.print_json(record)
     else:

@@ -3,35 +3,41 @@
 import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from transformers.utils import logging
 
 from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
-from moe_codegen.errors import MoECodegenError, ResultError
+from moe_codegen.errors import ConfigError, MoECodegenError
 from moe_codegen.evaluation import (
     Comparison,
     ExecutionSettings,
+    GenerationReport,
     LanguageScores,
     MeasureSettings,
     ModelSettings,
     ProblemSettings,
-    RunReport,
+    RunSettings,
     SamplingSettings,
-    compare,
     execute,
-    run,
+    generate,
     score_folder,
 )
+from moe_codegen.evaluation.comparison import compare_folders
 from moe_codegen.evaluation.execution import Kind
 from moe_codegen.evaluation.run_folder import language_folders
 from moe_codegen.evaluation.sandbox import WARNING
 from moe_codegen.evaluation.scores import identify
+from moe_codegen.metrics.intervals import FEW_REPOSITORIES
 from moe_codegen.reporting import count_bar, table
+
+if TYPE_CHECKING:  # which need the extra `evaluate`
+    from moe_codegen.evaluation.held_out.estimates import Estimate
+    from moe_codegen.evaluation.run import EvaluatedModel
 
 app = typer.Typer(
     name="evaluate", help="Run what a model writes: MultiPL-E, pass@k, comparisons.", no_args_is_help=True
@@ -65,25 +71,47 @@ def _command(verb: str, *settings_classes: type) -> Callable[[Callable[..., None
     return register
 
 
-@_command("run", ProblemSettings, SamplingSettings, ModelSettings, ExecutionSettings)
+@_command("run", RunSettings)
 def run_command(
-    problems: ProblemSettings,
-    sampling: SamplingSettings,
-    model_settings: ModelSettings,
-    execution: ExecutionSettings,
-    model: ModelArgument,
+    settings: RunSettings,
+    models: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]MODEL...", help="The first is what the others are compared with.")
+    ],
     out: OutArgument,
     as_json: AsJson = False,
 ) -> None:
-    """Complete the problems with a model, run its programs in a sandbox, and score them; again to go on."""
-    report = _run(model, out, problems, sampling, model_settings, execution)
-    scores = [score_folder(folder) for folder in report.folders]
+    """Evaluate models side by side, from programs to the report; again to go on.
+
+    Each completes the problems, and its programs run in a sandbox; with --held-out it is measured on files, too.
+    """
+    try:
+        from moe_codegen.evaluation.run import run
+    except ModuleNotFoundError as missing:
+        raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate]'") from missing
+    _quiet_libraries()
+    _warn(settings.execution)
+    with count_bar(console.messages) as progress:
+        evaluation = run(_named(models), out, settings, on_progress=progress)
     if as_json:
-        console.print_json(_run_record(report) | {"scores": [_score_record(each) for each in scores]})
+        console.print_json(
+            {
+                "models": {each.name: _model_record(each) for each in evaluation.models},
+                "report": str(evaluation.report[0]),
+            }
+        )
         return
-    _print_scores(scores)
-    _print_kinds(report.counts)
-    _print_speed(report)
+    for each in evaluation.models:
+        console.output.print(each.name, style="bold")
+        _print_scores(each.scores)
+        _print_kinds(each.programs.counts)
+        _print_speed(each.programs)
+        _print_estimates(each.estimates)
+    first, *others = evaluation.models
+    for other in others:
+        console.output.print(f"A: {first.name}, B: {other.name}", style="bold")
+        _print_comparisons(other.comparisons, 1)
+        _print_estimates(other.differences)
+    console.output.print(str(evaluation.report[0]), soft_wrap=True)
 
 
 @_command("generate", ProblemSettings, SamplingSettings, ModelSettings)
@@ -96,7 +124,9 @@ def generate_command(
     as_json: AsJson = False,
 ) -> None:
     """Only write the completions, as MultiPL-E's files; needs no sandbox and no compiler."""
-    report = _run(model, out, problems, sampling, model_settings, None)
+    _quiet_libraries()
+    with count_bar(console.messages) as progress:
+        report = generate(model, out, problems, sampling, model_settings, execute=False, on_progress=progress)
     if as_json:
         console.print_json(_run_record(report))
         return
@@ -140,29 +170,7 @@ def compare_command(
     if as_json:
         console.print_json({name: _comparison_record(each) for name, each in comparisons.items()})
         return
-    rows = [
-        [
-            name,
-            each.problems,
-            f"{each.a:.1%}",
-            f"{each.b:.1%}",
-            f"{each.difference:+.1%}",
-            f"{100 * each.low:+.1f}, {each.high:+.1%}",
-            f"{each.p_value:.3f}",
-            "-" if each.smallest_detectable is None else f"{each.smallest_detectable:.1%}",
-            f"{len(each.wins)} : {len(each.losses)}",
-        ]
-        for name, each in comparisons.items()
-    ]
-    # Narrow enough for a terminal of 80 columns.
-    columns = ["", "n", "A", "B", "B - A", "95%", "p", "detects", "B : A"]
-    console.output.print(table(columns, rows))
-    tests = " or ".join(sorted({each.test for each in comparisons.values()}))
-    console.messages.print(
-        f"A, B: pass@{k} on n problems; p: {tests}; detects: the smallest difference that n problems would show at the "
-        "5% level 4 times in 5; B : A: the problems that each solves more often",
-        style="dim",
-    )
+    _print_comparisons(comparisons, k)
 
 
 @_command("measure", MeasureSettings, ModelSettings)
@@ -178,20 +186,18 @@ def measure_command(
 ) -> None:
     """Measure a model on held-out files: loss by language, line completion, syntax, and a mixture's routing."""
     try:
-        from moe_codegen.evaluation.measure import measure
-        from moe_codegen.evaluation.summary import estimates
+        from moe_codegen.evaluation.held_out.estimates import estimates
+        from moe_codegen.evaluation.held_out.measures import measure
     except ModuleNotFoundError as missing:
         raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate]'") from missing
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    _quiet_libraries()
     with count_bar(console.messages) as progress:
         records = measure(model, data, out, settings, model_settings, on_progress=progress)
     found = [each for record in records.values() for each in estimates(record)]
     if as_json:
         console.print_json({"estimates": [dataclasses.asdict(each) for each in found]})
         return
-    rows = [(each.measure, each.language, each.text, each.files, each.repositories) for each in found]
-    console.output.print(table(("", "language", "mean, 95% interval", "files", "repositories"), rows))
+    _print_estimates(found)
 
 
 @_command("codebleu")
@@ -226,40 +232,22 @@ def codebleu_command(
     console.output.print(table(["folder", "CodeBLEU", "95%", "problems"], rows))
 
 
-def compare_folders(first: Path, second: Path, k: int, *, partial: bool) -> dict[str, Comparison]:
-    """'dataset language' -> comparison, for what both have. Raises `ResultError` where one lacks what the other has."""
-    a, b = (
-        {f"{each.dataset} {each.language}": each for each in (score_folder(f, [k], partial=partial) for f in folders)}
-        for folders in (language_folders(first), language_folders(second))
-    )
-    if a.keys() != b.keys():
-        raise ResultError(f"{first} has {', '.join(a)} and {second} has {', '.join(b)}; compare folder by folder")
-    return {name: compare(a[name].tallies, b[name].tallies, k) for name in a}
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """Name -> model, of [NAME=]MODEL. Raises `ConfigError` for a name that two of them have."""
+    named: dict[str, str] = {}
+    for text in models:
+        name, equals, source = text.partition("=")
+        if not equals or Path(text).exists():
+            name, source = Path(text).name, text
+        if name in named:
+            raise ConfigError(f"two models are called {name}; give one a name of its own: NAME={source}")
+        named[name] = source
+    return named
 
 
-def _run(
-    model: str,
-    out: Path,
-    problems: ProblemSettings,
-    sampling: SamplingSettings,
-    model_settings: ModelSettings,
-    execution: ExecutionSettings | None,
-) -> RunReport:
+def _quiet_libraries() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if execution is not None:
-        _warn(execution)
-    with count_bar(console.messages) as progress:
-        return run(
-            model,
-            out,
-            problems,
-            sampling,
-            model_settings,
-            execution,
-            execute=execution is not None,
-            on_progress=progress,
-        )
 
 
 def _warn(execution: ExecutionSettings) -> None:
@@ -281,12 +269,47 @@ def _print_scores(scores: Sequence[LanguageScores]) -> None:
                     each.samples,
                     score.k,
                     f"{score.value:.1%}",
-                    f"{score.low:.1%} to {score.high:.1%}",
+                    "-" if score.low is None else f"{score.low:.1%} to {score.high:.1%}",
                     f"{over.value:.1%} of {len(each.tallies) - len(each.unpassable)}" if over else "-",
                 ]
             )
     columns = ["dataset", "language", "problems", "samples", "k", "pass@k", "95%", "over passable problems"]
     console.output.print(table(columns, rows))
+
+
+def _print_comparisons(comparisons: Mapping[str, Comparison], k: int) -> None:
+    rows = [
+        [
+            name,
+            each.problems,
+            f"{each.a:.1%}",
+            f"{each.b:.1%}",
+            f"{each.difference:+.1%}",
+            "-" if each.low is None or each.high is None else f"{100 * each.low:+.1f}, {each.high:+.1%}",
+            f"{each.p_value:.3f}",
+            "-" if each.smallest_detectable is None else f"{each.smallest_detectable:.1%}",
+            f"{len(each.wins)} : {len(each.losses)}",
+        ]
+        for name, each in comparisons.items()
+    ]
+    # Narrow enough for a terminal of 80 columns.
+    columns = ["", "n", "A", "B", "B - A", "95%", "p", "detects", "B : A"]
+    console.output.print(table(columns, rows))
+    tests = " or ".join(sorted({each.test for each in comparisons.values()}))
+    console.messages.print(
+        f"A, B: pass@{k} on n problems; p: {tests}; detects: the smallest difference that n problems would show at the "
+        "5% level 4 times in 5; B : A: the problems that each solves more often",
+        style="dim",
+    )
+
+
+def _print_estimates(found: Sequence["Estimate"]) -> None:
+    if not found:
+        return
+    rows = [(each.measure, each.language, each.text, each.files, each.repositories) for each in found]
+    console.output.print(table(("", "language", "mean, 95% interval", "files", "repositories"), rows))
+    if any(each.low is None for each in found):
+        console.messages.print(FEW_REPOSITORIES, style="dim")
 
 
 def _print_kinds(counts: dict[Path, Counter[Kind]]) -> None:
@@ -295,18 +318,27 @@ def _print_kinds(counts: dict[Path, Counter[Kind]]) -> None:
     console.output.print(table(["folder", *kinds], rows))
 
 
-def _print_speed(report: RunReport) -> None:
+def _print_speed(report: GenerationReport) -> None:
     generation = report.record.generation
     if generation:
         line = f"{generation['tokens']:,} tokens, {generation['tokens_per_second']:.1f} tokens/s"
         console.messages.print(line, style="dim")
 
 
-def _run_record(report: RunReport) -> dict[str, Any]:
+def _run_record(report: GenerationReport) -> dict[str, Any]:
     return {
         "folders": [str(folder) for folder in report.folders],
         "run": dataclasses.asdict(report.record),
         "outcomes": {str(folder): _kinds_record(counts) for folder, counts in report.counts.items()},
+    }
+
+
+def _model_record(model: "EvaluatedModel") -> dict[str, Any]:
+    return _run_record(model.programs) | {
+        "scores": [_score_record(each) for each in model.scores],
+        "estimates": [dataclasses.asdict(each) for each in model.estimates],
+        "comparisons": {name: _comparison_record(each) for name, each in model.comparisons.items()},
+        "differences": [dataclasses.asdict(each) for each in model.differences],
     }
 
 

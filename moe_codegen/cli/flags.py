@@ -23,16 +23,21 @@ def keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) 
 def flags_of(settings_class: type, *, overriding: bool = False) -> list[inspect.Parameter]:
     """A keyword parameter for each field; a tuple is a flag that may be repeated, a mapping one of NAME=VALUE.
 
-    With `overriding` the flags override a file, so each is None unless given.
+    With `overriding` the flags override a file, so each is None unless given. A field that is itself settings stands
+    for its own fields; a flag that two of them share is there once, and goes to both.
     """
     hints = typing.get_type_hints(settings_class)
-    parameters = []
+    parameters: list[inspect.Parameter] = []
     for field in dataclasses.fields(settings_class):
         hint, default = hints[field.name], default_of(field)
         if typing.get_origin(hint) is tuple:
             hint, default = list[typing.get_args(hint)[0]], list(default)  # type: ignore[misc]
         elif typing.get_origin(hint) is Mapping:
             hint, default = list[str], [f"{key}={value}" for key, value in default.items()]
+        if dataclasses.is_dataclass(hint):  # a part, whose fields are flags of the whole
+            taken = {parameter.name for parameter in parameters}
+            parameters += [flag for flag in flags_of(hint) if flag.name not in taken]  # type: ignore[arg-type]
+            continue
         help = field.metadata["help"]
         if overriding:
             hint, default = hint | None, None
@@ -50,7 +55,11 @@ def values_of(settings_class: type, given: Mapping[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(settings_class)
     values = {}
     for field in dataclasses.fields(settings_class):
-        value, hint = given[field.name], hints[field.name]
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            values[field.name] = settings_of(hint, given)  # type: ignore[arg-type]
+            continue
+        value = given[field.name]
         if value is not None:
             if typing.get_origin(hint) is Mapping:
                 value = dict(_pair(field.name, text, typing.get_args(hint)[1]) for text in value)

@@ -13,6 +13,7 @@ from moe_codegen.cli import console
 from moe_codegen.modeling.parameters import PARTS, ParameterCount
 from moe_codegen.reporting import format_bytes, format_count
 from moe_codegen.upcycle.inspection import Inspection, Mixture, inspect_checkpoint
+from moe_codegen_kernels import describe_cpu_path
 
 DIGESTS_SHOWN = 4
 
@@ -30,6 +31,8 @@ def inspect(
             console.print_json(as_record(inspection))
     else:
         console.output.print(as_table(inspections))
+        if any(inspection.mixture for inspection in inspections):
+            console.output.print(f"Experts on this processor: {describe_cpu_path()}.", style="dim")
 
 
 def as_record(inspection: Inspection) -> dict[str, Any]:

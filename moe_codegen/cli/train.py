@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, values_of
+from moe_codegen.metrics.intervals import too_few
 from moe_codegen.reporting import table
 from moe_codegen.training import read_run, train
 from moe_codegen.training.parallel import merge_checkpoint
@@ -91,4 +92,4 @@ def _show(summary: dict[str, Any], out: Path) -> None:
 
 
 def _interval(found: dict[str, Any]) -> str:
-    return "" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
+    return too_few(found["clusters"]) if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"

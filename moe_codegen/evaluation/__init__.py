@@ -2,9 +2,9 @@
 
 from moe_codegen.evaluation.comparison import Comparison as Comparison
 from moe_codegen.evaluation.comparison import compare as compare
-from moe_codegen.evaluation.execute import execute as execute
-from moe_codegen.evaluation.run import RunReport as RunReport
-from moe_codegen.evaluation.run import run as run
+from moe_codegen.evaluation.execution.bench import execute as execute
+from moe_codegen.evaluation.generate import GenerationReport as GenerationReport
+from moe_codegen.evaluation.generate import generate as generate
 from moe_codegen.evaluation.scores import LanguageScores as LanguageScores
 from moe_codegen.evaluation.scores import pass_at_k as pass_at_k
 from moe_codegen.evaluation.scores import score_folder as score_folder
@@ -12,4 +12,5 @@ from moe_codegen.evaluation.settings import ExecutionSettings as ExecutionSettin
 from moe_codegen.evaluation.settings import MeasureSettings as MeasureSettings
 from moe_codegen.evaluation.settings import ModelSettings as ModelSettings
 from moe_codegen.evaluation.settings import ProblemSettings as ProblemSettings
+from moe_codegen.evaluation.settings import RunSettings as RunSettings
 from moe_codegen.evaluation.settings import SamplingSettings as SamplingSettings

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from moe_codegen.errors import ConfigError, ResultError
-from moe_codegen.evaluation.files import completion_files, read_completions
+from moe_codegen.evaluation.multipl_e import completion_files, read_completions
 from moe_codegen.evaluation.syntax import SHORT_NAMES
-from moe_codegen.metrics import Interval, ratio_interval
+from moe_codegen.metrics import Interval, share_interval
 
 LANGUAGES = ("python", "java", "javascript", "cpp")
 
@@ -55,7 +55,7 @@ def folder_codebleu(folder: Path, references: Mapping[str, str]) -> Interval:
         means[problem] = float(np.mean(scores))
     if not means:
         raise ResultError(f"{folder} holds no completions")
-    return ratio_interval(np.array(list(means.values())), np.ones(len(means)), list(means))
+    return share_interval(np.array(list(means.values())), list(means))
 
 
 def read_references(path: Path) -> dict[tuple[str, str], str]:

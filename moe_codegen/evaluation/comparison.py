@@ -3,15 +3,18 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 
 from moe_codegen.errors import ResultError
-from moe_codegen.evaluation.scores import RESAMPLES, Tally, bootstrap, pass_at_k
+from moe_codegen.evaluation.run_folder import language_folders
+from moe_codegen.evaluation.scores import Tally, pass_at_k, score_folder
+from moe_codegen.metrics import share_difference_interval
 
 SIGNIFICANCE, POWER = 0.05, 0.8
-_ROWS = 1000  # permutations drawn at a time
+_PERMUTATIONS, _ROWS = 10_000, 1000  # in all, and drawn at a time
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Comparison:
 
     Attributes:
         a, b: pass@k of each.
-        low, high: a 95% interval of the difference, problems drawn in pairs (bootstrap).
+        low, high: a 95% interval of the difference, problems drawn in pairs, see `share_difference_interval`; None
+            where they are too few.
         p_value: two-sided, of no difference: McNemar's exact test where each problem has one sample, else a
             permutation test that swaps A and B within problems.
         test: which of the two.
@@ -33,8 +37,8 @@ class Comparison:
     problems: int
     a: float
     b: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float
     test: str
     smallest_detectable: float | None
@@ -76,7 +80,7 @@ def compare(a: Mapping[str, Tally], b: Mapping[str, Tally], k: int = 1) -> Compa
         np.array([pass_at_k(tallies[name].samples, tallies[name].passed, k) for name in a]) for tallies in (a, b)
     )
     differences = values_b - values_a
-    low, high = bootstrap(differences)
+    interval = share_difference_interval(differences, list(a))
     single = all(tally.samples == 1 for tallies in (a, b) for tally in tallies.values())
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return Comparison(
@@ -84,13 +88,24 @@ def compare(a: Mapping[str, Tally], b: Mapping[str, Tally], k: int = 1) -> Compa
         problems=len(a),
         a=float(values_a.mean()),
         b=float(values_b.mean()),
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
         p_value=mcnemar(wins, losses) if single else permutation_test(differences),
         test="McNemar, exact" if single else "permutation",
         smallest_detectable=smallest_detectable(differences),
         differences=dict(zip(a, map(float, differences), strict=True)),
     )
+
+
+def compare_folders(first: Path, second: Path, k: int = 1, *, partial: bool = False) -> dict[str, Comparison]:
+    """'dataset language' -> comparison, for what both have. Raises `ResultError` where one lacks what the other has."""
+    a, b = (
+        {f"{each.dataset} {each.language}": each for each in (score_folder(f, [k], partial=partial) for f in folders)}
+        for folders in (language_folders(first), language_folders(second))
+    )
+    if a.keys() != b.keys():
+        raise ResultError(f"{first} has {', '.join(a)} and {second} has {', '.join(b)}; compare folder by folder")
+    return {name: compare(a[name].tallies, b[name].tallies, k) for name in a}
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -104,10 +119,10 @@ def permutation_test(differences: np.ndarray, seed: int = 0) -> float:
     """The share of random sign flips of the paired differences whose mean is at least as far from zero."""
     generator = np.random.default_rng(seed)
     observed, extreme = abs(differences.mean()) - 1e-12, 0
-    for _ in range(RESAMPLES // _ROWS):
+    for _ in range(_PERMUTATIONS // _ROWS):
         signs = generator.choice([-1.0, 1.0], size=(_ROWS, len(differences)))
         extreme += int((abs((signs * differences).mean(axis=1)) >= observed).sum())
-    return (extreme + 1) / (RESAMPLES + 1)
+    return (extreme + 1) / (_PERMUTATIONS + 1)
 
 
 def smallest_detectable(differences: np.ndarray) -> float | None:

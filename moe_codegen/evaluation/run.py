@@ -1,251 +1,121 @@
-"""One model on the problems of several languages: generation and execution side by side, each resumed where it was."""
+"""Everything of one or several models in one run: programs, held-out files, comparisons, and the report.
 
-import contextlib
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+OUT/
+  {name}/            of each model: its run folder, see `run_folder`
+  report.html        beside it report.md and report-figures/
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from moe_codegen.errors import OutputError, ResumeError
-from moe_codegen.evaluation.execute import Bench, OnProgress, finish, open_bench, write_all
-from moe_codegen.evaluation.execution import Kind
-from moe_codegen.evaluation.execution.folder import FolderJudge
-from moe_codegen.evaluation.files import (
-    Completions,
-    completion_files,
-    folder_name,
-    read_completions,
-    write_completions,
-)
-from moe_codegen.evaluation.generation import Batch, Writer
+from moe_codegen.checkpoint import resolve_source
+from moe_codegen.errors import ConfigError
+from moe_codegen.evaluation.comparison import Comparison, compare_folders
+from moe_codegen.evaluation.execution.bench import OnProgress, open_bench
+from moe_codegen.evaluation.generate import GenerationReport, generate
+from moe_codegen.evaluation.held_out.estimates import Estimate, differences, estimates
+from moe_codegen.evaluation.held_out.measures import documents_for, measure
 from moe_codegen.evaluation.languages import find_language
-from moe_codegen.evaluation.model_record import describe_model, describe_versions
-from moe_codegen.evaluation.problems import Problem, read_problems
-from moe_codegen.evaluation.run_folder import RUN_FILE, RunRecord, read_run
-from moe_codegen.evaluation.settings import ExecutionSettings, ModelSettings, ProblemSettings, SamplingSettings
-from moe_codegen.generation import load_model
-from moe_codegen.settings import as_record
+from moe_codegen.evaluation.loaded_model import load
+from moe_codegen.evaluation.problems import read_problems
+from moe_codegen.evaluation.report import write_report
+from moe_codegen.evaluation.scores import LanguageScores, score_folder
+from moe_codegen.evaluation.settings import RunSettings
 
 
 @dataclass(frozen=True)
-class RunReport:
-    """A run that is done.
+class EvaluatedModel:
+    """What became of one model.
 
     Attributes:
-        folders: of each language, MultiPL-E's files.
-        record: what `run.json` says.
-        counts: folder -> how often each kind of outcome occurred; empty where nothing was executed.
+        programs: what it wrote, and how that ended.
+        scores: pass@k of each language.
+        measures: "loss", "completion" and of a mixture "routing" -> what its file holds; none without held-out files.
+        comparisons: "dataset language" -> pass@1 beside the first model's; empty for the first.
+        differences: of the measures, from the first model's.
     """
 
-    folders: list[Path]
-    record: RunRecord
-    counts: dict[Path, Counter[Kind]]
+    name: str
+    programs: GenerationReport
+    scores: list[LanguageScores]
+    measures: Mapping[str, dict[str, Any]]
+    comparisons: Mapping[str, Comparison]
+    differences: list[Estimate]
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """The measures by language, with their intervals."""
+        return [each for record in self.measures.values() for each in estimates(record)]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run that is done: its models, the first being the one that the others are compared with, and its report."""
+
+    models: list[EvaluatedModel]
+    report: list[Path]
 
 
 def run(
-    model_path: str | Path,
+    models: Mapping[str, str | Path],
     out: str | Path,
-    problems: ProblemSettings | None = None,
-    sampling: SamplingSettings | None = None,
-    model_settings: ModelSettings | None = None,
-    execution: ExecutionSettings | None = None,
+    settings: RunSettings | None = None,
     *,
-    execute: bool = True,
     on_progress: OnProgress = lambda title, done, total: None,
-) -> RunReport:
-    """Have a model complete the problems, and judge its programs while it writes the next ones.
+) -> Evaluation:
+    """Evaluate models one after another, each loaded once, and compare the others with the first.
 
-    The same call after a kill goes on where it was, to the same results.
+    The same call after a kill goes on where it was; what `generate`, `execute` or `measure` left in `OUT/{name}` is
+    taken up.
 
     Args:
-        model_path: dense or mixture, a folder or Hub id, as `load_model` takes it.
-        out: the run's folder; its files are described in `run_folder`.
-        problems, sampling, model_settings, execution: None takes the defaults.
-        execute: False only generates, and needs no sandbox and no compiler.
+        models: name -> folder or Hub id.
+        out: a folder; its files are described above.
+        settings: None takes the defaults.
         on_progress: called with what is going on, how much is done, and of how much.
 
     Raises:
-        ProblemError, ToolchainError, SandboxError, CheckpointError, ConfigError: before anything is generated.
-        ResumeError: `out` was begun with another model, other problems or other settings.
-        InfrastructureError: a program could not be judged; everything else is.
+        ConfigError, CheckpointError, ProblemError, SourceError, ToolchainError, SandboxError: before anything is done.
+        OutputError, ResumeError: `out` holds results of something else.
     """
-    problems, sampling = problems or ProblemSettings(), sampling or SamplingSettings()
-    model_settings, execution = model_settings or ModelSettings(), execution or ExecutionSettings()
-    languages = [find_language(name) for name in dict.fromkeys(problems.languages)]
-    rows = {language.name: _problems(problems, language.name) for language in languages}
-    out, name = Path(out), model_settings.name or Path(model_path).name
-    bench_or_none = open_bench(languages, execution) if execute else contextlib.nullcontext()
-    with bench_or_none as bench:
-        dtype = getattr(torch, model_settings.dtype) if model_settings.dtype else None
-        model, tokenizer = load_model(model_path, dtype, model_settings.device)
-        writer = Writer(model, tokenizer, sampling)
-        writer.check([problem for some in rows.values() for problem in some])
-        record = RunRecord(
-            model=describe_model(model, model_path, name),
-            settings={"dataset": problems.dataset, "limit": problems.limit, **as_record(sampling)},
-            versions=describe_versions(),
-        )
-        record = _begin(out, record)
-        folders, judges, written = {}, {}, {}
-        for language in languages:
-            folder = out / folder_name(problems.dataset, language.name, name, sampling.temperature)
-            folder.mkdir(exist_ok=True)
-            folders[language.name] = folder
-            record.problems[folder.name] = _identity(problems.dataset, language.name, rows[language.name])
-            if bench is not None:
-                judges[folder] = bench.judge_for(folder, language)
-                record.execution = _execution(bench, record.execution)
-        record.write(out)
-        for language in languages:
-            folder = folders[language.name]
-            written[folder] = _generate(
-                writer,
-                rows[language.name],
+    settings, out = settings or RunSettings(), Path(out)
+    if not models:
+        raise ConfigError("no model to evaluate; give at least one")
+    for source in models.values():
+        resolve_source(source)
+    languages = [find_language(name) for name in dict.fromkeys(settings.problems.languages)]
+    for language in languages:
+        read_problems(settings.problems.dataset, language.name, settings.problems.problems)
+    documents = documents_for(settings.held_out, settings.measure) if settings.held_out else None
+    done: list[EvaluatedModel] = []
+    with open_bench(languages, settings.execution) as bench:
+        for name, source in models.items():
+            loaded, folder = load(source, replace(settings.model, name=name)), out / name
+            programs = generate(
+                loaded,
                 folder,
-                sampling,
-                model_settings.batch_size,
-                _Progress(record, out, judges.get(folder), on_progress, f"{language.title}: writing"),
+                settings.problems,
+                settings.sampling,
+                settings.model,
+                bench=bench,
+                on_progress=on_progress,
             )
-        counts = {}
-        if bench is not None:
-            finish(bench, judges.values(), on_progress)
-            for folder, judge in judges.items():
-                counts[folder] = write_all(judge, written[folder])
-                judge.close()
-    return RunReport(list(folders.values()), record, counts)
-
-
-@dataclass
-class _Progress:
-    """What is to be done with each batch that is written, besides keeping it."""
-
-    record: RunRecord
-    out: Path
-    judge: FolderJudge | None
-    on_progress: OnProgress
-    title: str
-
-    def batch(self, batch: Batch, completions: Sequence[Completions], done: int, total: int) -> None:
-        """Hand the programs in, and account for the time."""
-        generation = self.record.generation
-        tokens, seconds = generation.get("tokens", 0) + batch.tokens, generation.get("seconds", 0.0) + batch.seconds
-        self.record.generation = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-        self.record.write(self.out)
-        self.submit(completions)
-        self.on_progress(self.title, done, total)
-
-    def submit(self, completions: Sequence[Completions]) -> None:
-        """Hand programs in, if they are to be executed."""
-        if self.judge is not None:
-            for each in completions:
-                self.judge.submit(each)
-
-
-def _generate(
-    writer: Writer,
-    problems: Sequence[Problem],
-    folder: Path,
-    sampling: SamplingSettings,
-    batch_size: int,
-    progress: _Progress,
-) -> list[Completions]:
-    """Write what is missing of the samples of `problems`; returns the completions of all."""
-    current = {completions.name: completions for completions in _started(problems, folder, sampling)}
-    progress.submit([each for each in current.values() if each.completions])
-    total = len(problems) * sampling.num_samples
-    done = sum(len(each.completions) for each in current.values())
-    for requests in _batches(problems, current, sampling.num_samples, batch_size):
-        batch = writer.write(requests)
-        for (problem, _), text in zip(requests, batch.texts, strict=True):
-            before = current[problem.name]
-            current[problem.name] = replace(before, completions=(*before.completions, text))
-        changed = [current[name] for name in dict.fromkeys(problem.name for problem, _ in requests)]
-        for completions in changed:
-            write_completions(folder, completions)
-        done += len(requests)
-        progress.batch(batch, changed, done, total)
-    return list(current.values())
-
-
-def _batches(
-    problems: Sequence[Problem], current: dict[str, Completions], num_samples: int, batch_size: int
-) -> Iterator[list[tuple[Problem, int]]]:
-    """The (problem, sample) that are missing, some at a time, in the order of the problems."""
-    missing = [
-        (problem, sample)
-        for problem in problems
-        for sample in range(len(current[problem.name].completions), num_samples)
-    ]
-    for start in range(0, len(missing), batch_size):
-        yield missing[start : start + batch_size]
-
-
-def _started(problems: Sequence[Problem], folder: Path, sampling: SamplingSettings) -> Iterator[Completions]:
-    """The completions of each problem as a run before this one left them, or none yet."""
-    files = completion_files(folder)
-    for problem in problems:
-        fresh = Completions(
-            name=problem.name,
-            language=problem.language,
-            prompt=problem.prompt,
-            tests=problem.tests,
-            completions=(),
-            stop_tokens=problem.stop_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-        )
-        if problem.name not in files:
-            yield fresh
-            continue
-        found = read_completions(files[problem.name])
-        if replace(found, completions=(), extra={}) != fresh or len(found.completions) > sampling.num_samples:
-            raise ResumeError(
-                f"{files[problem.name]} holds completions of another prompt or more than {sampling.num_samples} of "
-                "them; give another OUT"
-            )
-        yield found
-
-
-def _problems(settings: ProblemSettings, language: str) -> list[Problem]:
-    problems = read_problems(settings.dataset, language, settings.problems)
-    return problems[: settings.limit] if settings.limit else problems
-
-
-def _begin(out: Path, record: RunRecord) -> RunRecord:
-    """The record to go on with: that of a started run, if it is of the same model and settings."""
-    started = read_run(out) if out.exists() else None
-    if started is None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise OutputError(f"{out} is not empty and holds no {RUN_FILE}; give another folder, or remove it first")
-        out.mkdir(parents=True, exist_ok=True)
-        return record
-    for what in ("model", "settings"):
-        before, now = getattr(started, what), json.loads(json.dumps(getattr(record, what)))
-        changed = [key for key in {**before, **now} if key != "device" and before.get(key) != now.get(key)]
-        if changed:
-            raise ResumeError(
-                f"{out} was begun with another {what} ({', '.join(changed)}); give another folder, or the same {what}"
-            )
-    return replace(started, versions=record.versions)
-
-
-def _identity(dataset: str, language: str, problems: Sequence[Problem]) -> dict[str, Any]:
-    text = json.dumps([asdict(problem) for problem in problems])
-    return {
-        "dataset": dataset,
-        "language": language,
-        "count": len(problems),
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "names": [problem.name for problem in problems],
-    }
-
-
-def _execution(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
-    toolchain = {**before.get("toolchain", {}), **bench.toolchain}
-    return {"sandbox": bench.sandbox.version(), "memory_mb": bench.settings.memory_mb, "toolchain": toolchain}
+            measures = {}
+            if documents is not None:
+                measures = measure(loaded, documents, folder, settings.measure, settings.model, on_progress=on_progress)
+            scores = [score_folder(each) for each in programs.folders]
+            compared, apart = {}, []
+            if done:
+                first = done[0]
+                compared = compare_folders(out / first.name, folder)
+                apart = [
+                    one
+                    for kind in measures
+                    if kind in first.measures
+                    for one in differences(measures[kind], first.measures[kind])
+                ]
+            done.append(EvaluatedModel(name, programs, scores, measures, compared, apart))
+            del loaded  # before the next is loaded
+    return Evaluation(done, write_report([out / name for name in models], out / "report.html"))

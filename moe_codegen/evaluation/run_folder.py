@@ -6,19 +6,22 @@
         {problem}.json.gz              MultiPL-E's completions file
         {problem}.results.json.gz      MultiPL-E's result file, written when all samples of the problem have run
         outcomes.jsonl                 append-only: one line for each distinct program, with the kind of its failure
+      loss.json, completion.json, routing.json      held-out files, see `held_out.measures`
 
 A folder of completions made elsewhere has no `run.json`, and gets `outcomes.jsonl` and the result files.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.errors import ResultError
-from moe_codegen.evaluation.files import write_whole
+from moe_codegen.errors import OutputError, ResultError
+from moe_codegen.evaluation.whole_file import write_whole
 
 RUN_FILE = "run.json"
+MEASURES = ("loss", "completion", "routing")
 OUTCOMES_FILE = "outcomes.jsonl"
 
 
@@ -57,6 +60,37 @@ def read_run(out: Path) -> RunRecord | None:
         return RunRecord(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ResultError(f"{path} is damaged: {error}") from error
+
+
+def read_measure(out: Path, name: str) -> dict[str, Any] | None:
+    """One of the `MEASURES` of a folder; None where it has not been made. Raises `ResultError` where it is damaged."""
+    path = out / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["measure"] != name:
+            raise KeyError(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{path} is damaged ({error!r}); remove it to have it made again") from error
+    return record
+
+
+def claim(out: Path, files: Mapping[str, str]) -> None:
+    """Make `out` the folder of a model with these files (name -> sha256), if it is not yet.
+
+    Raises:
+        OutputError: it holds results of other model files, or something that is no evaluation.
+    """
+    run = read_run(out)
+    records = [found["model"] for name in MEASURES if (found := read_measure(out, name)) is not None]
+    records += [run.model] if run else []
+    if any(record["files"] != files for record in records):
+        raise OutputError(f"{out} holds an evaluation of other model files; give another folder")
+    is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not (records or is_empty or (out.is_dir() and any(out.glob("*/*.json.gz")))):
+        raise OutputError(f"{out} is not empty and holds no evaluation; give another folder, or remove it first")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def language_folders(out: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_codegen.errors import ConfigError, ResultError
-from moe_codegen.evaluation.files import (
+from moe_codegen.evaluation.multipl_e import (
     completion_files,
     parse_folder_name,
     read_completions,
@@ -18,8 +18,8 @@ from moe_codegen.evaluation.files import (
 from moe_codegen.evaluation.problems import COUNTS
 from moe_codegen.evaluation.run_folder import read_run
 from moe_codegen.evaluation.unpassable import UNPASSABLE
+from moe_codegen.metrics import share_interval
 
-RESAMPLES, CONFIDENCE = 10_000, 0.95
 KS = (1, 10, 100)
 
 
@@ -36,13 +36,13 @@ class Score:
     """pass@k over problems, as shares of 1.
 
     Attributes:
-        low, high: the ends of a 95% bootstrap interval over problems.
+        low, high: the ends of a 95% interval over problems, see `share_interval`; None where they are too few.
     """
 
     k: int
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,8 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 def score(tallies: Mapping[str, Tally], k: int) -> Score:
     """The mean of pass@k over problems, and its interval."""
     values = np.array([pass_at_k(tally.samples, tally.passed, k) for tally in tallies.values()])
-    low, high = bootstrap(values)
-    return Score(k, float(values.mean()), low, high)
-
-
-def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The ends of the 95% percentile interval of the mean of `values`, one for each problem drawn with replacement."""
-    generator = np.random.default_rng(seed)
-    means = np.array([values[generator.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)])
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    interval = share_interval(values, list(tallies))
+    return Score(k, interval.value, interval.low, interval.high)
 
 
 def score_folder(folder: Path, ks: Sequence[int] = (), *, partial: bool = False) -> LanguageScores:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from moe_codegen.errors import ConfigError
 from moe_codegen.settings import setting
 
+LANGUAGES = ("python", "java", "javascript", "cpp")
+
 
 @dataclass(frozen=True)
 class ProblemSettings:
     """Which problems."""
 
     dataset: str = setting("humaneval", "humaneval, mbpp; humaneval_original, mbpp_original (Python only)")
-    languages: tuple[str, ...] = setting(("py", "java", "js", "cpp"), "py, java, js, cpp or ts; may be given again")
+    languages: tuple[str, ...] = setting(LANGUAGES, "python, java, javascript, cpp or typescript; may be given again")
     problems: str | None = setting(
         None, "local .jsonl or .parquet file, or folder of them; otherwise the Hub", is_path=True
     )
@@ -83,9 +85,7 @@ class ExecutionSettings:
 class MeasureSettings:
     """Which held-out files, and how much of each."""
 
-    languages: tuple[str, ...] = setting(
-        ("python", "java", "javascript", "cpp"), "languages to measure; may be given again"
-    )
+    languages: tuple[str, ...] = setting(LANGUAGES, "languages to measure; may be given again")
     documents: int = setting(200, "files of each language at most")
     per_repository: int = setting(10, "files of one repository at most")
     characters: int = setting(8000, "of each file its first lines of so many characters")
@@ -103,3 +103,17 @@ class MeasureSettings:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {bound}")
         if not self.languages:
             raise ConfigError("no language to measure; name at least one")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that `evaluate run` may be told; what two of the parts share is one flag."""
+
+    problems: ProblemSettings = ProblemSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    model: ModelSettings = ModelSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+    measure: MeasureSettings = MeasureSettings()
+    held_out: str | None = setting(
+        None, "files to measure on: OUT/validation of `data split`, or repositories; none: programs alone", is_path=True
+    )

@@ -30,7 +30,7 @@ def load_model(
     model_type = str(read_json(folder / "config.json").get("model_type", ""))
     if model_type.startswith(MODEL_TYPE_PREFIX):
         model = MoEForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
-    elif is_known(model_type):
+    elif is_known(model_type) and not _is_plain_gpt2(folder, model_type):
         model = _dense(folder, dtype)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
@@ -40,6 +40,11 @@ def load_model(
             f"{folder} holds no tokenizer; copy tokenizer.json and tokenizer_config.json of its dense source into it"
         )
     return model.to(device or default_device()).eval(), tokenizer
+
+
+def _is_plain_gpt2(folder: Path, model_type: str) -> bool:
+    """Whether it is transformers' own GPT-2; SantaCoder's first layouts are called so, too, with a class of theirs."""
+    return model_type == "gpt2" and "GPT2LMHeadModel" in (read_json(folder / "config.json").get("architectures") or ())
 
 
 def default_device() -> torch.device:

@@ -2,6 +2,8 @@
 
 from moe_codegen.metrics.intervals import Interval as Interval
 from moe_codegen.metrics.intervals import ratio_interval as ratio_interval
+from moe_codegen.metrics.intervals import share_difference_interval as share_difference_interval
+from moe_codegen.metrics.intervals import share_interval as share_interval
 from moe_codegen.metrics.load import ExpertLoad as ExpertLoad
 from moe_codegen.metrics.load import LoadCounts as LoadCounts
 from moe_codegen.metrics.loss import DocumentLosses as DocumentLosses

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.moe.implementation import ACTIVATION_OF, why_not
+from moe_codegen.moe.quantised import QuantisedExperts
 from moe_codegen_kernels import pack_matrices, packed_expert_ffn, unpack_matrices, why_not_packed
 
 logger = logging.get_logger(__name__)
@@ -87,7 +88,9 @@ def pack_experts(model: nn.Module) -> int:
     packed = 0
     found = list(_experts_of(model))
     if not found:
-        logger.warning_once(f"{type(model).__name__} has no plain experts to pack")
+        quantised = any(isinstance(module, QuantisedExperts) for module in model.modules())
+        why = "quantised experts, which are stored in the order they are read" if quantised else "no experts to pack"
+        logger.warning_once(f"pack_experts left {type(model).__name__} as it is: it has {why}")
     for parent, name, experts in found:
         reason = why_not(experts) or _why_not_its_weights(experts)
         if reason is not None:

@@ -17,14 +17,27 @@ CHECKPOINTS = 10  # in a run, where nothing else is asked for
 HAS_ACCELERATOR = torch.accelerator.is_available()
 DEFAULTS = dict(adam_beta2=0.95, report_to=[], dataloader_pin_memory=HAS_ACCELERATOR, use_cpu=not HAS_ACCELERATOR)
 
+# Fields that would do nothing here, or break what a run promises, and what to set instead.
+REPLACED = {
+    "num_train_epochs": "tokens says how long a run is",
+    "save_total_limit": "keep_checkpoints says how many stay",
+    "save_only_model": "a checkpoint has all that a stopped run needs to go on",
+    "train_sampling_strategy": "packed sequences are of one length, and drawn in an order that seed decides",
+    "average_tokens_across_devices": "every token of a batch counts alike, whichever process has it",
+    "resume_from_checkpoint": "the same command again goes on from the last checkpoint",
+    "per_device_eval_batch_size": "documents are measured in batches of 4096 tokens",
+}
+
 
 def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
     """The arguments of a run of `steps` optimiser steps whose checkpoints go to `folder`.
 
     Raises:
-        ConfigError: `trainer` names an unknown field or one that the run file has a name of its own for, or the batch
-            cannot be shared among the processes.
+        ConfigError: `trainer` names an unknown field, one that the run file has a name of its own for, or one that
+            would do nothing; or the batch cannot be shared among the processes.
     """
+    if settings.precision == "fp16" and not HAS_ACCELERATOR:
+        raise ConfigError("precision='fp16' needs a GPU: on the CPU it would change nothing; use 'bf16' or 'float32'")
     ours: dict[str, Any] = dict(
         output_dir=str(folder),
         max_steps=steps,
@@ -60,6 +73,8 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> Tra
             raise ConfigError(f"trainer.{name} is no field of TrainingArguments{nearest(name, names)}")
         if name in ours:
             raise ConfigError(f"trainer.{name} is decided by the run file itself; see `moe-codegen train --help`")
+        if name in REPLACED:
+            raise ConfigError(f"trainer.{name} has no place here: {REPLACED[name]}. Leave it out")
     try:
         arguments = TrainingArguments(**ours, **{**DEFAULTS, **settings.trainer})
     except (ValueError, TypeError, ImportError) as error:

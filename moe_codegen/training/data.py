@@ -8,11 +8,9 @@ import numpy as np
 import torch
 import xxhash
 
-from moe_codegen.data.batch import split_sound
-from moe_codegen.data.batches import collate, load_packed, packed_languages
-from moe_codegen.data.sources import open_source
-from moe_codegen.data.stage import read_manifest
-from moe_codegen.data.tokenization import vocabulary_hash
+from moe_codegen.data import collate, load_packed, open_source, packed_languages, read_manifest
+from moe_codegen.data.packing.tokenizer import vocabulary_hash
+from moe_codegen.data.rows.batch import split_sound
 from moe_codegen.errors import SourceError, TokenizerError
 from moe_codegen.metrics import Document, EncodedDocument, encode_documents
 

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
 from moe_codegen.errors import OutputError, ResumeError
@@ -51,21 +53,28 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error}") from error
 
-    def finish(self, save_model: Callable[[Path], None], summary: dict[str, Any]) -> None:
-        """Write the model, its configuration last, and then the summary."""
-        staged = self.path / STAGED
-        shutil.rmtree(staged, ignore_errors=True)
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """A context in which what the run made is written; what cannot be is an `OutputError`."""
         try:
-            save_model(staged)
-            for file in sorted(staged.iterdir(), key=lambda file: file.name == "config.json"):
-                file.replace(self.path / file.name)
-            staged.rmdir()
-            self._write("summary.json", {**self._record(), **summary})
-        except OSError as error:
+            yield
+        # A full disk is an error of safetensors' own where it writes.
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(self.path / STAGED, ignore_errors=True)
             raise OutputError(
                 f"the trained model cannot be written to {self.path}: {error}. Its last checkpoint is "
                 f"{self.last_checkpoint}; free some space and run the same command again"
             ) from error
+
+    def finish(self, save_model: Callable[[Path], None], summary: dict[str, Any]) -> None:
+        """Write the model, its configuration last, and then the summary."""
+        staged = self.path / STAGED
+        shutil.rmtree(staged, ignore_errors=True)
+        save_model(staged)
+        for file in sorted(staged.iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(self.path / file.name)
+        staged.rmdir()
+        self._write("summary.json", {**self._record(), **summary})
         (self.path / "started.json").unlink()
 
     def _check(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_codegen.errors import OutputError
 from moe_codegen.metrics import LoadCounts
 
 Line = dict[str, Any]
@@ -26,9 +27,15 @@ class History:
         part.replace(path)
 
     def append(self, line: Line) -> None:
-        """Write one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Write one line. Raises `OutputError` where the disk is full."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error}. Free some space and run the same command again; it goes on "
+                "from the last checkpoint"
+            ) from error
 
 
 def read_history(path: Path) -> list[Line]:

@@ -58,6 +58,12 @@ def _load_dense(settings: TrainSettings) -> Any:
             raise ConfigError(
                 f"{settings.config} is of model_type {config.model_type!r}; supported are {', '.join(ARCHITECTURES)}"
             )
+        vocabulary = len(_load_tokenizer(settings.tokenizer))
+        if config.vocab_size < vocabulary:
+            raise ConfigError(
+                f"vocab_size={config.vocab_size} of {settings.config} is less than the {vocabulary} tokens of "
+                f"{settings.tokenizer}, sentinels included; set vocab_size={vocabulary}"
+            )
         torch.manual_seed(settings.seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)

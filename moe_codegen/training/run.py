@@ -96,8 +96,9 @@ def train(
     weights = whole_weights(trainer.model) if layout.is_sharded else None
     if trainer.is_world_process_zero():
         names = getattr(model.config, "expert_names", None)
-        made |= _told_by(read_history(folder.history), folder.path / "figures", names)
-        folder.finish(lambda path: _save(merged(trainer.model), tokenizer, path, weights), made)
+        with folder.ending():
+            made |= _told_by(read_history(folder.history), folder.path / "figures", names)
+            folder.finish(lambda path: _save(merged(trainer.model), tokenizer, path, weights), made)
     return folder.summary or made
 
 

@@ -30,7 +30,9 @@ class TrainSettings:
     decay: float = setting(0.2, "share of the steps in which warmup_stable_decay falls to zero, at the end")
     weight_decay: float = setting(0.1, "AdamW's, on matrices")
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0 leaves them")
-    precision: Literal["float32", "bf16", "fp16"] = setting("float32", "of the computation; weights stay float32")
+    precision: Literal["float32", "bf16", "fp16"] = setting(
+        "float32", "of the computation; weights stay float32; fp16 needs a GPU"
+    )
     gradient_checkpointing: bool = setting(False, "keep only each layer's input for backward and compute it again")
     log_every: int = setting(10, "optimiser steps between two lines of the history")
     evaluate_every: int | None = setting(None, "steps between two validations; otherwise only the end is measured")

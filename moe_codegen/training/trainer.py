@@ -106,6 +106,7 @@ class MoETrainer(ShardedTrainer):
         self.router_learning_rate = router_learning_rate
         self.keep_checkpoints = keep_checkpoints
         self.history: History | None = None
+        self._validated_at, self._validated = -1, dict[str, Interval]()
         self._since = 0.0  # when the last line was written; what is no training is taken out
         self.meter = Meter(self.model, data.languages, self.args.device)
         self._recorder = RoutingRecorder(self.model)
@@ -185,12 +186,18 @@ class MoETrainer(ShardedTrainer):
             self.history.append({"step": self.state.global_step, **logs, **line})
 
     def validate(self) -> dict[str, Interval]:
-        """Mean loss of each language and of "all" with its interval over repositories, in nats per token."""
+        """Mean loss of each language and of "all" with its interval over repositories, in nats per token.
+
+        Measured once a step: a run that evaluates at its last step has its final losses already.
+        """
         if not self.documents:
             return {}
-        window = self.train_dataset.sequence_length
-        with self._not_training():
-            return losses_by_language(document_losses(self.model, self.documents, self.start_id, window=window))
+        if self._validated_at != self.state.global_step:
+            window = self.train_dataset.sequence_length
+            with self._not_training():
+                losses = document_losses(self.model, self.documents, self.start_id, window=window)
+            self._validated_at, self._validated = self.state.global_step, losses_by_language(losses)
+        return self._validated
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """`validate` as Trainer's metrics: `eval_loss_python`, ..., `eval_loss_all`."""

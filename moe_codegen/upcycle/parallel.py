@@ -24,19 +24,28 @@ def run_parallel(
     Raises:
         The error of the first task that failed; the others are stopped at their next advance.
     """
-    stop = threading.Event()
+    begin, stop = threading.Event(), threading.Event()
 
     def advance_or_stop(nbytes: int) -> None:
         if stop.is_set():
             raise _Stopped
         advance(nbytes)
 
+    def run(task: Callable[[Advance], Result]) -> Result:
+        # An interrupt while the pool starts a thread leaves one that the pool does not know and would not wait for:
+        # nothing begins before all are known.
+        begin.wait()
+        advance_or_stop(0)
+        return task(advance_or_stop)
+
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(task, advance_or_stop) for task in tasks]
         try:
+            futures = [pool.submit(run, task) for task in tasks]
+            begin.set()
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
+            begin.set()
             pool.shutdown(cancel_futures=True)
     for future in futures:
         failure = None if future.cancelled() else future.exception()

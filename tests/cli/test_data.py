@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_codegen.cli.data import app
-from tests.data.rows import row, write
+from tests.data.inputs import row, write
 
 SOURCE = "columns config data-dir language layout revision split"
 COMMON = "dry-run help json num-proc quiet"

@@ -9,8 +9,8 @@ from moe_codegen.cli.evaluate import app as evaluate
 from moe_codegen.errors import ResultError
 from tests.cli.checkpoints import run
 from tests.evaluation.programs import GOOD, WRONG, needs
+from tests.evaluation.test_generate import completions_of, rows
 from tests.evaluation.test_problems import write
-from tests.evaluation.test_run import completions_of, rows
 
 
 def answers(result):
@@ -51,7 +51,7 @@ def test_a_model_is_evaluated_in_one_command(dense, tmp_path):
     write(tmp_path / "humaneval-py.jsonl", *rows("py"))
     flags = ["--problems", tmp_path, "--languages", "py", "--num-samples", "2", "--max-tokens", "8", "--device", "cpu"]
     result = run("evaluate", "run", dense, tmp_path / "out", *flags, "--limit", "1", "--json")
-    record = answers(result)
+    record = answers(result)["models"][dense.name]
     assert sum(next(iter(record["outcomes"].values())).values()) == 2
     assert record["scores"][0]["problems"] == 1
     assert record["run"]["generation"]["tokens"] > 0

@@ -47,3 +47,9 @@ def test_help_fits_the_terminal(verb, columns):
     for flag in FLAGS[verb]:
         if flag.startswith("--"):
             assert flag in result.stdout
+
+
+def test_the_version_names_what_a_report_of_a_fault_needs():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert [word for word in result.stdout.split() if word[0].isalpha()] == ["moe-codegen", "torch", "transformers"]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from moe_codegen.errors import CheckpointError
+from moe_codegen_kernels import describe_cpu_path
 from tests.cli.checkpoints import run, run_process
 
 
@@ -34,6 +35,11 @@ def test_names_granularity_and_sparse_layers_are_shown(named):
     for line in ("expert names python, java", "granularity 2", "layers 3, sparse: 0, 2", "dtype bfloat16"):
         assert line in lines
     assert any(line.startswith("expert sources python:") for line in lines)
+
+
+def test_how_a_mixture_runs_on_this_processor_is_said(dense, moe):
+    assert describe_cpu_path() in " ".join(run("inspect", moe).stdout.split())
+    assert "processor" not in run("inspect", dense).stdout
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -6,7 +6,7 @@ import pytest
 
 from moe_codegen.errors import ConfigError, ResultError
 from moe_codegen.evaluation.codebleu import LANGUAGES, codebleu, folder_codebleu, read_references
-from moe_codegen.evaluation.files import Completions, write_completions
+from moe_codegen.evaluation.multipl_e import Completions, write_completions
 from moe_codegen.evaluation.syntax import parses
 
 pytest.importorskip("codebleu")

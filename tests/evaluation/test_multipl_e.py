@@ -1,79 +1,102 @@
-"""Against MultiPL-E itself: its rows, solutions that must pass, twins that must fail, its own evaluator's results."""
+"""MultiPL-E's files come back as they were, and a damaged one is named."""
 
+import gzip
 import json
 
 import pytest
 
-from moe_codegen.evaluation.execution import Executor, Kind, Submission
-from moe_codegen.evaluation.files import read_results, result_files
-from moe_codegen.evaluation.languages import find_language
-from moe_codegen.evaluation.problems import COUNTS, read_problems
-from moe_codegen.evaluation.unpassable import UNPASSABLE
-from tests.evaluation.multiple import multiple
-from tests.evaluation.programs import needs
-
-in_each_language = pytest.mark.parametrize(
-    "language", [pytest.param(name, marks=needs(name)) for name in ("py", "js", "java", "cpp")]
+from moe_codegen.errors import ResultError
+from moe_codegen.evaluation import whole_file
+from moe_codegen.evaluation.multipl_e import (
+    Completions,
+    Result,
+    completion_files,
+    folder_name,
+    parse_folder_name,
+    read_completions,
+    read_results,
+    result_files,
+    write_completions,
+    write_results,
 )
+from tests.evaluation.programs import problem
+
+COMPLETIONS = Completions(
+    **vars(problem("py")), completions=("    a\n", "    b\n"), temperature=0.2, top_p=0.95, max_tokens=512
+)
+RESULT = Result("x", 1, "", "Traceback", 1, "Exception")
 
 
-def problems_of(language):
-    return {problem.name: problem for problem in read_problems("humaneval", language, multiple() / "prompts")}
+def read_gz(path):
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
-@in_each_language
-def test_every_solution_passes_and_every_broken_twin_fails(language, sandbox):
-    problems = problems_of(language)
-    path = multiple() / f"solutions/multipl-e-humaneval-{language}.jsonl"
-    solutions = [json.loads(line) for line in path.read_text().splitlines()]
-    with Executor(sandbox, [find_language(language)], workers=2) as executor:
-        futures = {
-            (row["name"], kind): executor.submit(Submission(language, problem.prompt + row[kind], problem.tests))
-            for row in solutions
-            for kind in ("canonical", "buggy")
-            if row.get(kind) is not None and (problem := problems[row["name"]])
-        }
-        executor.finish()
-    passed = {key for key, future in futures.items() if future.result().kind is Kind.PASSED}
-    assert passed == {key for key in futures if key[1] == "canonical"}
-    unpassable = {row["name"] for row in solutions if row.get("unpassable")}
-    assert unpassable == set(UNPASSABLE.get(("humaneval", language), {}))
-    assert len(passed) == len(problems) - len(unpassable)
+def test_a_completions_file_has_multipl_es_fields_in_its_order(tmp_path):
+    path = write_completions(tmp_path, COMPLETIONS)
+    assert path.name == "twice.json.gz"
+    fields = ["name", "language", "temperature", "top_p", "max_tokens", "prompt", "tests", "completions", "stop_tokens"]
+    assert list(read_gz(path)) == fields
+    assert read_completions(path) == COMPLETIONS
 
 
-@needs("py")
-def test_every_solution_of_mbpp_passes(sandbox):
-    problems = {problem.name: problem for problem in read_problems("mbpp", "py", multiple() / "prompts")}
-    lines = (multiple() / "solutions/multipl-e-mbpp-py.jsonl").read_text().splitlines()
-    with Executor(sandbox, [find_language("py")], workers=2) as executor:
-        futures = {}
-        for row in map(json.loads, lines):
-            problem = problems[row["name"]]
-            futures[row["name"]] = executor.submit(Submission("py", problem.prompt + row["canonical"], problem.tests))
-        executor.finish()
-    assert [name for name, future in futures.items() if future.result().kind is not Kind.PASSED] == []
+def test_fields_of_others_survive_the_round_trip(tmp_path):
+    record = COMPLETIONS.record() | {"tokens_info": [1, 2]}
+    (tmp_path / "twice.json").write_text(json.dumps(record))
+    read = read_completions(tmp_path / "twice.json")
+    assert read_gz(write_completions(tmp_path, read)) == json.loads(json.dumps(record))
 
 
-@in_each_language
-def test_the_status_is_what_multipl_es_own_evaluator_wrote(language, sandbox):
-    problems = problems_of(language)
-    theirs = {
-        (name, index): result
-        for name, path in result_files(multiple() / "official-results-sample" / language).items()
-        for index, result in enumerate(read_results(path).results)
-    }
-    with Executor(sandbox, [find_language(language)], workers=2) as executor:
-        futures = {}
-        for (name, index), result in theirs.items():
-            tests = problems[name].tests
-            assert result.program.endswith(f"\n{tests}")
-            head = result.program.removesuffix(f"\n{tests}")
-            futures[name, index] = executor.submit(Submission(language, head, tests))
-        executor.finish()
-    ours = {key: (future.result().status, future.result().exit_code) for key, future in futures.items()}
-    assert ours == {key: (result.status, result.exit_code) for key, result in theirs.items()}
+def test_a_result_file_has_multipl_es_fields_in_its_order(tmp_path):
+    path = write_results(tmp_path, COMPLETIONS, [RESULT])
+    record = read_gz(path)
+    fields = ["name", "language", "temperature", "top_p", "max_tokens", "prompt", "tests", "stop_tokens", "results"]
+    assert list(record) == fields
+    assert list(record["results"][0]) == ["program", "timestamp", "stdout", "stderr", "exit_code", "status"]
+    assert read_results(path).results == (RESULT,)
 
 
-@pytest.mark.parametrize(("dataset", "language"), COUNTS)
-def test_the_rows_are_as_many_as_we_expect_of_a_folder(dataset, language):
-    assert len(read_problems(dataset, language, multiple() / "prompts")) == COUNTS[dataset, language]
+def test_the_same_content_is_the_same_file(tmp_path):
+    first = write_completions(tmp_path, COMPLETIONS).read_bytes()
+    assert write_completions(tmp_path, COMPLETIONS).read_bytes() == first
+
+
+def test_a_program_is_prompt_completion_and_tests():
+    assert COMPLETIONS.programs[1] == f"{COMPLETIONS.prompt}    b\n\n{COMPLETIONS.tests}"
+
+
+def test_only_status_ok_with_exit_code_0_has_passed():
+    assert Result("", 0, "", "", 0, "OK").passed
+    assert not Result("", 0, "", "", 1, "OK").passed
+    assert not Result("", 0, "", "", 0, "Exception").passed
+
+
+def test_folders_are_named_as_multipl_e_names_them():
+    name = folder_name("humaneval", "py", "bigcode/tiny-model", 0.2)
+    assert name == "humaneval-py-bigcode_tiny_model-0.2-reworded"
+    assert parse_folder_name(name) == ("humaneval", "py")
+    assert parse_folder_name("somewhere") is None
+
+
+def test_results_are_not_taken_for_completions(tmp_path):
+    write_completions(tmp_path, COMPLETIONS)
+    write_results(tmp_path, COMPLETIONS, [RESULT])
+    assert list(completion_files(tmp_path)) == list(result_files(tmp_path)) == ["twice"]
+    assert completion_files(tmp_path)["twice"] != result_files(tmp_path)["twice"]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"", lambda content: b"{}"])
+def test_a_damaged_file_is_named(damage, tmp_path):
+    for write, read in ((write_completions, read_completions), (write_results, read_results)):
+        path = write(tmp_path, COMPLETIONS, *([[RESULT]] if write is write_results else []))
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(ResultError, match=path.name):
+            read(path)
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = write_completions(tmp_path, COMPLETIONS)
+    monkeypatch.setattr(whole_file.os, "fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_completions(tmp_path, Completions(**{**vars(COMPLETIONS), "completions": ()}))
+    assert read_completions(path) == COMPLETIONS
+    assert list(completion_files(tmp_path)) == ["twice"]

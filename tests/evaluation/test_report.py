@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from moe_codegen.cli import app
 from moe_codegen.errors import ConfigError, ResultError
 from moe_codegen.evaluation.comparison import compare
-from moe_codegen.evaluation.files import Completions, Result, folder_name, write_completions, write_results
-from moe_codegen.evaluation.measure import measure
+from moe_codegen.evaluation.held_out.measures import measure
+from moe_codegen.evaluation.multipl_e import Completions, Result, folder_name, write_completions, write_results
 from moe_codegen.evaluation.report import write_report
 from moe_codegen.evaluation.report.page import gather
 from moe_codegen.evaluation.report.programs import Line, diff
@@ -19,7 +19,7 @@ from moe_codegen.evaluation.run_folder import RunRecord
 from moe_codegen.evaluation.scores import score_folder
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
 from moe_codegen.upcycle import upcycle
-from tests.evaluation.held_out import write_repositories
+from tests.evaluation.repositories import write_repositories
 from tests.tiny import save_dense
 
 EVIL = '</code></pre><script>alert("x")</script><img src="http://example.org/x.png">```\n'
@@ -224,7 +224,7 @@ def test_a_verdict_needs_an_interval_on_one_side_of_zero():
         table.verdict(cell)
         for cell in (Cell(-1, -2, -0.1), Cell(1, 0.1, 2), Cell(1, -1, 3), Cell(0, -1e-6, 1e-6), Cell(-1, None, None))
     ]
-    assert verdicts == ["better", "worse", "open", "equal", "open"]
+    assert verdicts == ["better", "worse", "open", "equal", "silent"]
 
 
 def test_a_diff_puts_the_first_programs_lines_first():

@@ -5,12 +5,11 @@ import json
 import math
 from fractions import Fraction
 
-import numpy as np
 import pytest
 
 from moe_codegen.errors import ConfigError, ResultError
-from moe_codegen.evaluation.files import Completions, Result, result_files, write_completions, write_results
-from moe_codegen.evaluation.scores import Tally, bootstrap, pass_at_k, score_folder
+from moe_codegen.evaluation.multipl_e import Completions, Result, result_files, write_completions, write_results
+from moe_codegen.evaluation.scores import Tally, pass_at_k, score, score_folder
 from tests.evaluation.multiple import multiple
 from tests.evaluation.programs import problem
 
@@ -57,13 +56,25 @@ def test_more_than_was_sampled_is_refused():
         pass_at_k(2, 3, 1)
 
 
-def test_the_interval_is_the_binomials_for_single_samples():
-    values = np.array([1.0] * 40 + [0.0] * 121)
-    low, high = bootstrap(values)
-    half = 1.96 * math.sqrt(0.248 * 0.752 / 161)  # about 6.7 points
-    assert (high - low) / 2 == pytest.approx(half, rel=0.05)
-    assert low < values.mean() < high
-    assert bootstrap(values) == (low, high)
+@pytest.mark.parametrize(("passed", "samples"), [(1, 1), (10, 20)])
+def test_the_interval_is_as_wide_as_theory_has_it(passed, samples):
+    found = score({f"p{n}": Tally(samples, passed if n < 40 else 0) for n in range(161)}, 1)
+    share = passed / samples
+    half = 1.96 * share * math.sqrt(40 / 161 * 121 / 161 / 161)  # for single samples about 6.7 points
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
+    assert found.value == pytest.approx(share * 40 / 161)
+    assert found.low < found.value < found.high
+
+
+def test_nothing_and_everything_solved_are_not_known_for_sure():
+    nothing, everything = (score({f"p{n}": Tally(20, passed) for n in range(161)}, 10) for passed in (0, 20))
+    assert (nothing.low, nothing.high) == (0, pytest.approx(3.84 / (161 + 3.84), rel=1e-3))
+    assert (everything.low, everything.high) == (pytest.approx(1 - nothing.high), 1)
+
+
+def test_few_problems_have_no_interval_unless_each_is_solved_always_or_never():
+    assert score({f"p{n}": Tally(2, n % 3) for n in range(9)}, 1).low is None
+    assert score({f"p{n}": Tally(2, 2 * (n % 2)) for n in range(9)}, 1).low > 0.1
 
 
 def test_a_folder_is_scored_raw_and_over_problems_that_can_pass(tmp_path):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from moe_codegen.metrics import ratio_interval
+from moe_codegen.metrics import intervals, ratio_interval, share_difference_interval, share_interval
+from moe_codegen.metrics.intervals import too_few
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():
@@ -20,22 +21,51 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     assert naive / 200 < 0.7
 
 
+def test_five_repositories_would_promise_too_much_so_they_promise_nothing(monkeypatch):
+    generator = np.random.default_rng(0)
+    covered = 0
+    monkeypatch.setattr(intervals, "FEWEST", 2)
+    for _ in range(300):
+        interval = ratio_interval(generator.normal(size=5), np.ones(5), list("abcde"), resamples=400)
+        covered += interval.low <= 0 <= interval.high
+    assert covered / 300 < 0.88
+    monkeypatch.undo()
+    interval = ratio_interval(np.arange(9.0), np.ones(9), list("abcdefghi"))
+    assert (interval.value, interval.low, interval.high, interval.excludes_zero) == (4, None, None, False)
+    assert too_few(interval.clusters) == "9 repositories: too few for an interval"
+    assert ratio_interval(np.arange(10.0), np.ones(10), list("abcdefghij")).excludes_zero
+
+
 def test_the_value_is_the_ratio_of_the_sums():
     interval = ratio_interval(np.array([1.0, 5.0]), np.array([1.0, 2.0]), ["a", "b"])
-    assert interval.value == 2
-    assert (interval.low, interval.high) == (1, 2.5)
-    assert interval.clusters == 2
+    assert (interval.value, interval.clusters) == (2, 2)
 
 
 def test_equal_repositories_leave_no_doubt():
-    interval = ratio_interval(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]), ["a", "b", "c"])
+    sizes, names = np.arange(1.0, 13), [str(i) for i in range(12)]
+    interval = ratio_interval(2 * sizes, sizes, names)
     assert (interval.low, interval.high) == pytest.approx((2, 2))
     assert interval.excludes_zero
 
 
-def test_one_repository_says_nothing_of_others():
-    interval = ratio_interval(np.array([1.0, 2.0]), np.ones(2), ["a", "a"])
-    assert (interval.value, interval.low, interval.high, interval.excludes_zero) == (1.5, None, None, False)
+@pytest.mark.parametrize(("passed", "problems"), [(0, 161), (161, 161), (1, 20), (40, 161), (3, 5), (0, 1)])
+def test_shares_of_single_trials_have_the_score_interval(passed, problems):
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(passed, problems).proportion_ci(method="wilson")
+    interval = share_interval(np.array([1.0] * passed + [0.0] * (problems - passed)), range(problems))
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert interval.high > interval.low
+
+
+def test_none_and_all_leave_doubt_about_other_repositories():
+    names = np.repeat(list("abcdefghijkl"), 5)
+    assert share_interval(np.zeros(60), names) == share_interval(np.zeros(12), names[::5])
+    assert share_interval(np.ones(60), names).low == pytest.approx(1 - share_interval(np.zeros(60), names).high)
+    mixed = np.arange(60) % 2
+    assert share_interval(mixed, names) == ratio_interval(mixed, np.ones(60), names)
+    no_difference = share_difference_interval(np.zeros(60), names)
+    assert -no_difference.low == no_difference.high == share_interval(np.zeros(60), names).high
+    assert not no_difference.excludes_zero
 
 
 def test_the_same_seed_gives_the_same_interval():

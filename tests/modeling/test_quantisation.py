@@ -10,6 +10,7 @@ from moe_codegen import MoEForCausalLM
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling import ExpertQuantisationConfig
 from moe_codegen.modeling.quantisation import stored_model
+from moe_codegen.moe import is_packed
 from moe_codegen.moe.quantised import QuantisedExperts
 from moe_codegen_kernels import dequantise, quantise_weight
 from tests.modeling.mixture import mixture, relative_error, tokens
@@ -170,3 +171,12 @@ def test_a_dense_model_has_nothing_to_quantise(tmp_path):
     dense_model("llama").save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="has no experts of this library"):
         AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=ExpertQuantisationConfig())
+
+
+def test_quantised_experts_need_no_packing(folder, caplog):
+    model = MoEForCausalLM.from_pretrained(folder, expert_quantization="int8", pack_experts=True)
+    assert not is_packed(model)
+    assert "stored in the order they are read" in caplog.text
+    expected = MoEForCausalLM.from_pretrained(folder, expert_quantization="int8")
+    with torch.no_grad():
+        assert torch.equal(model(tokens()).logits, expected(tokens()).logits)

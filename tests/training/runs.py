@@ -7,11 +7,9 @@ from pathlib import Path
 
 from transformers import GPTBigCodeConfig
 
-from moe_codegen.data.packing import PackSettings, pack
-from moe_codegen.data.sources import open_source
-from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
 from moe_codegen.training import DenseSettings, train
-from tests.data.rows import WORDS, write
+from tests.data.inputs import WORDS, write
 
 LANGUAGES = ("java", "python", "rust")
 LENGTH = 64

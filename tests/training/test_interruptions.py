@@ -1,5 +1,6 @@
 """Runs that are stopped: by a kill, by a loss that is not finite, by a full disk; and that go on."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -113,6 +114,47 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(corpus, tmp_
     monkeypatch.undo()
     train(settings, tmp_path / "out")
     assert sorted(losses(tmp_path / "out")) == list(range(1, 10))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 1.6 MB, room for one checkpoint, where this machine lets us make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+class Fill(TrainerCallback):
+    """Another program that takes all the disk once training ends."""
+
+    def __init__(self, disk):
+        self.file = disk / "other"
+
+    def on_train_end(self, *given, **kwargs):
+        with contextlib.suppress(OSError), self.file.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+
+def test_a_disk_that_really_is_full_stops_a_checkpoint_and_the_model_and_loses_neither(corpus, disk, tmp_path):
+    settings = from_scratch(corpus, tokens=9 * STEP, checkpoint_every=3)
+    train(settings, tmp_path / "undisturbed")
+    out = disk / "out"
+    with pytest.raises(OutputError, match=r"checkpoint-6 cannot be written: no space left.*checkpoint is .*-3\. Free"):
+        train(settings, out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-3"]
+    subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+    fill = Fill(disk)
+    with pytest.raises(OutputError, match=r"the trained model cannot be written.*checkpoint-9; free some space"):
+        train(settings, out, callbacks=[fill])
+    assert not (out / "config.json").exists()
+    fill.file.unlink()
+    train(settings, out)
+    assert losses(out) == losses(tmp_path / "undisturbed")
+    assert weights(out) == weights(tmp_path / "undisturbed")
 
 
 def test_a_started_run_is_not_continued_with_other_settings(corpus, tmp_path):

@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_codegen import upcycle
-from moe_codegen.data.packing import PackSettings, pack
-from moe_codegen.data.sources import open_source
-from moe_codegen.data.tokenization import TokenizerSettings, make_tokenizer
+from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
 from moe_codegen.errors import ConfigError, SourceError, TokenizerError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
-from tests.data.rows import write
+from tests.data.inputs import write
 from tests.training.runs import from_scratch
 
 
@@ -29,6 +28,12 @@ def refused(settings, folder, error, message):
         (dict(trainer={"label_smoothing_factor": 0.1}), "router losses would be left out"),
         (dict(trainer={"learnin_rate": 0.1}), "did you mean `learning_rate`"),
         (dict(trainer={"optim": "sgdm"}), "transformers refuses these settings: sgdm is not a valid OptimizerNames"),
+        (dict(trainer={"num_train_epochs": 3}), "tokens says how long"),
+        pytest.param(
+            dict(precision="fp16"),
+            "'fp16' needs a GPU",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is one"),
+        ),
         (dict(trainer={"max_steps": 3}), "trainer.max_steps is decided by the run file"),
         (dict(batch_size=6, micro_batch_size=4), "no multiple of micro_batch_size=4 times 1 processes"),
         (dict(batch_size=4096, micro_batch_size=8), "do not fill one batch of batch_size=4096"),

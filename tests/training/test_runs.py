@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from moe_codegen import MoEForCausalLM, upcycle
 from moe_codegen.errors import ConfigError
-from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
+from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train, trainer
 from moe_codegen.training.history import read_history
 from tests.training.runs import LANGUAGES, LENGTH, from_scratch
 
@@ -44,7 +45,9 @@ def mix_settings(mixture, corpus, **fields):
     )
 
 
-def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
+def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path, monkeypatch):
+    measure = Mock(wraps=trainer.document_losses)
+    monkeypatch.setattr(trainer, "document_losses", measure)
     settings = from_scratch(corpus, tokens=20 * STEP, evaluate_every=10, log_every=3, checkpoint_every=9)
     summary = train(settings, tmp_path / "out")
     lines = read_history(tmp_path / "out" / "history.jsonl")
@@ -53,6 +56,7 @@ def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path):
     assert [line["step"] for line in lines if "loss" in line] == [1, 3, 6, 9, 12, 15, 18, 20]
     validated = [line for line in lines if "eval_loss_all" in line]
     assert [line["step"] for line in validated] == [10, 20]
+    assert measure.call_count == 2  # the last validation is the final one
     assert validated[-1]["eval_loss_java"] == pytest.approx(summary["validation"]["java"]["value"])
     assert set(summary["validation"]) == {*LANGUAGES, "all"}
     assert summary["validation"]["all"]["clusters"] == 12
@@ -195,8 +199,19 @@ def test_recomputing_changes_nothing_but_memory(corpus, mixture, tmp_path, field
         assert MoEForCausalLM.from_pretrained(tmp_path / "True").config.recompute_experts
 
 
-def test_pictures_show_losses_load_and_languages(corpus, mixture, tmp_path):
-    summary = train(mix_settings(mixture, corpus, evaluate_every=3), tmp_path / "out")
+def test_pictures_and_tensorboard_show_losses_load_and_languages(corpus, mixture, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = mix_settings(mixture, corpus, evaluate_every=3, trainer={"report_to": ["tensorboard"]})
+    summary = train(settings, tmp_path / "out")
     assert summary["figures"] == ["losses.png", "load.png", "languages.png"]
     for name in summary["figures"]:
         assert (tmp_path / "out" / "figures" / name).read_bytes().startswith(b"\x89PNG")
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    shown = EventAccumulator(str(events)).Reload()
+    lines = read_history(tmp_path / "out" / "history.jsonl")
+    for tag, name in {"lm_loss": "lm_loss", "load_evenness": "load_evenness", "loss_java": "eval_loss_java"}.items():
+        scope = "eval" if name.startswith("eval_") else "train"
+        scalars = [(scalar.step, scalar.value) for scalar in shown.Scalars(f"{scope}/{tag}")]
+        assert scalars == [(line["step"], pytest.approx(line[name])) for line in lines if name in line]
+        assert scalars

@@ -15,7 +15,6 @@ import pytest
 
 from moe_codegen import MoEForCausalLM, upcycle
 from moe_codegen.errors import OutputError, ResumeError
-from moe_codegen.upcycle.parallel import run_parallel
 from tests.upcycle.checkpoints import Steps, copy_of, dense, hashes_of, tuned
 
 OPTIONS = {"num_experts": 4, "max_shard_size": "20KB", "workers": 2, "noise_std": 0.1}
@@ -211,41 +210,3 @@ def test_a_read_only_disk(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(OutputError, match=r"cannot be created.*a folder you may write to"):
         upcycle(dense("phi"), small_disk / "moe", **OPTIONS)
-
-
-# Tasks that stop together
-
-
-def test_tasks_give_their_results_in_order():
-    advanced = []
-
-    def task(number, advance):
-        time.sleep(0.01 * (3 - number))
-        advance(number)
-        return number
-
-    assert run_parallel([lambda a, n=n: task(n, a) for n in range(4)], 3, advanced.append) == [0, 1, 2, 3]
-    assert sum(advanced) == 6
-
-
-def test_when_one_fails_the_others_stop_and_its_error_is_the_one_raised():
-    stopped = []
-
-    def fail(advance):
-        time.sleep(0.02)
-        raise ValueError("mine")
-
-    def run_for_ever(advance):
-        try:
-            while True:
-                advance(1)
-                time.sleep(0.001)
-        except BaseException:
-            stopped.append(True)
-            raise
-
-    never = []
-    tasks = [run_for_ever, fail, lambda advance: never.append(1)]
-    with pytest.raises(ValueError, match="mine"):
-        run_parallel([run_for_ever, *tasks], 3)
-    assert stopped == [True, True]

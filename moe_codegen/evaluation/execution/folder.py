@@ -10,7 +10,7 @@ from moe_codegen.errors import ResultError
 from moe_codegen.evaluation.execution.executor import Executor
 from moe_codegen.evaluation.execution.log import OutcomeLog
 from moe_codegen.evaluation.execution.outcome import Kind, Outcome, Submission, submissions_of
-from moe_codegen.evaluation.files import Completions, read_results, result_files, write_results
+from moe_codegen.evaluation.multipl_e import Completions, read_results, result_files, write_results
 from moe_codegen.evaluation.run_folder import OUTCOMES_FILE
 
 

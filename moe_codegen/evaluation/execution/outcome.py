@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from moe_codegen.evaluation.files import OUTPUT_CHARACTERS, Completions, Result
+from moe_codegen.evaluation.multipl_e import OUTPUT_CHARACTERS, Completions, Result
 
 
 class Kind(StrEnum):

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from moe_codegen.data.rows.languages import canonical_language
 from moe_codegen.errors import ConfigError, ToolchainError
 from moe_codegen.evaluation.languages.cpp import CPP
 from moe_codegen.evaluation.languages.java import JAVA
@@ -18,10 +19,14 @@ LANGUAGES = {language.name: language for language in (PYTHON, JAVA, JAVASCRIPT, 
 
 
 def find_language(name: str) -> Language:
-    """The language that MultiPL-E calls `name`. Raises `ConfigError` for another."""
-    if name not in LANGUAGES:
-        raise ConfigError(f"unknown language {name!r}; the languages are {', '.join(LANGUAGES)}")
-    return LANGUAGES[name]
+    """The language of that name: MultiPL-E's, such as py, or the data's, such as python.
+
+    Raises `ConfigError` for another.
+    """
+    for language in LANGUAGES.values():
+        if canonical_language(language.name) == canonical_language(name):
+            return language
+    raise ConfigError(f"unknown language {name!r}; the languages are {', '.join(map(canonical_language, LANGUAGES))}")
 
 
 def check_tools(languages: Iterable[Language], path: str) -> dict[str, str]:

@@ -9,12 +9,12 @@ from typing import Any
 import jinja2
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.evaluation.files import write_whole
 from moe_codegen.evaluation.report.figures import draw_failures, draw_heat_map, draw_values
 from moe_codegen.evaluation.report.heat_maps import Routing, routing_of
 from moe_codegen.evaluation.report.programs import Failures, WinsAndLosses, failures, order_kinds, wins_and_losses
-from moe_codegen.evaluation.report.runs import EvaluatedRun, read_runs
+from moe_codegen.evaluation.report.runs import PASSED, EvaluatedRun, read_runs
 from moe_codegen.evaluation.report.tables import SideBySide, measure_tables, pass_at_k_table, syntax_table
+from moe_codegen.evaluation.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Content:
 
     @property
     def kinds(self) -> list[str]:
-        """How programs ended anywhere, passed first."""
-        return order_kinds({kind for each in self.failures for kind in each.counts})
+        """How programs ended anywhere, and first how many passed, be it none: its colour is that of success."""
+        return order_kinds({PASSED} | {kind for each in self.failures for kind in each.counts})
 
     @property
     def version(self) -> str:

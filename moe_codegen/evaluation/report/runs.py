@@ -9,15 +9,14 @@ from typing import Any
 from moe_codegen.errors import ResultError
 from moe_codegen.evaluation.execution.log import read_outcomes
 from moe_codegen.evaluation.execution.outcome import submissions_of
-from moe_codegen.evaluation.files import (
+from moe_codegen.evaluation.multipl_e import (
     Completions,
     completion_files,
     read_completions,
     read_results,
     result_files,
 )
-from moe_codegen.evaluation.measure import MEASURES, read_measure
-from moe_codegen.evaluation.run_folder import OUTCOMES_FILE, RunRecord, read_run
+from moe_codegen.evaluation.run_folder import MEASURES, OUTCOMES_FILE, RunRecord, read_measure, read_run
 from moe_codegen.evaluation.scores import LanguageScores, score_folder
 from moe_codegen.reporting import format_count
 

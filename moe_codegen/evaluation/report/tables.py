@@ -1,6 +1,6 @@
 """Numbers side by side: every run's value of a quantity with its interval, and its difference from the first run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,24 +8,31 @@ import numpy as np
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.comparison import Comparison, compare
+from moe_codegen.evaluation.held_out.estimates import LOWER_IS_BETTER, Estimate, differences, estimates
 from moe_codegen.evaluation.report.runs import EvaluatedRun
-from moe_codegen.evaluation.scores import KS, score
-from moe_codegen.evaluation.summary import LOWER_IS_BETTER, Estimate, differences, estimates
+from moe_codegen.evaluation.scores import KS, Score, score
 from moe_codegen.evaluation.syntax import can_parse, parses
-from moe_codegen.metrics import ratio_interval
+from moe_codegen.metrics import Interval, share_difference_interval, share_interval
+from moe_codegen.metrics.intervals import FEW_REPOSITORIES, too_few
 
 CORRECTNESS, HELD_OUT = "Programs", "Held-out files"
 DIGIT = 0.0005  # half of the last digit shown
+PROBLEMS = ("problem", "problems")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and its 95% interval; of a difference also what is to be said about it."""
+    """A value and its 95% interval; of a difference also what is to be said about it.
+
+    Attributes:
+        silent: what is said where there are no bounds.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
     notes: tuple[str, ...] = ()
+    silent: str = ""
 
     @property
     def sure(self) -> bool:
@@ -74,8 +81,16 @@ class SideBySide:
         low, high = _extent([cell for row in self.rows for cell in row.differences])
         return max(abs(low), abs(high)) or 1.0
 
+    @property
+    def advice(self) -> str:
+        """What to do about intervals that are missing; empty where none is."""
+        cells = [cell for row in self.rows for cell in (*row.cells, *row.differences) if cell]
+        return FEW_REPOSITORIES if self.section == HELD_OUT and any(cell.low is None for cell in cells) else ""
+
     def verdict(self, difference: Cell) -> str:
-        """Better or worse where the interval says so, equal where no digit shown differs, else open."""
+        """Better or worse where the interval says so, equal where no digit shown differs, else open; or silent."""
+        if difference.low is None:
+            return "silent"
         bounds = (difference.value, difference.low, difference.high)
         if all(bound is not None and abs(bound) < DIGIT for bound in bounds):
             return "equal"
@@ -91,8 +106,9 @@ def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
         scores = [run.scores.get(name) for run in runs]
         samples = min(each.samples for each in scores if each)
         for k in (k for k in KS if k <= samples):
-            made = [score(each.tallies, k) if each else None for each in scores]
-            cells = [Cell(each.value, each.low, each.high) if each else None for each in made]
+            counted = [each.tallies if each else {} for each in scores]
+            made = [score(tallies, k) if tallies else None for tallies in counted]
+            cells = [_solved(each, len(tallies)) if each else None for each, tallies in zip(made, counted, strict=True)]
             found: list[Cell | None] = []
             for each in scores[1:]:
                 same = scores[0] and each and scores[0].tallies.keys() == each.tallies.keys()
@@ -101,9 +117,9 @@ def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
     return _table(
         CORRECTNESS,
         "pass@k",
-        "Share of problems solved within k samples (arXiv 2107.03374, eq. 1), over all problems, with 95% bootstrap "
-        "intervals over problems. Differences are paired by problem; detectable is the smallest that so many problems "
-        "would show at the 5% level 4 times in 5.",
+        "Share of problems solved within k samples (arXiv 2107.03374, eq. 1), over all problems, with 95% intervals "
+        "over problems: the bootstrap's, or Wilson's where each is solved always or never. Differences are paired by "
+        "problem; detectable is the smallest that so many problems would show at the 5% level 4 times in 5.",
         rows,
         percent=True,
     )
@@ -120,7 +136,7 @@ def syntax_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
         CORRECTNESS,
         "Generated programs that parse",
         "Share of the samples whose whole program is well-formed by its tree-sitter grammar, whether or not it is "
-        "right; 95% bootstrap intervals over problems, differences paired by problem.",
+        "right; 95% intervals over problems, differences paired by problem.",
         rows,
         percent=True,
     )
@@ -143,7 +159,7 @@ def measure_tables(runs: Sequence[EvaluatedRun]) -> list[SideBySide]:
         _table(
             HELD_OUT,
             measure[0].upper() + measure[1:],
-            "95% bootstrap intervals over repositories, differences paired by file"
+            "95% intervals over repositories, differences paired by file"
             + ("; less is better." if measure in LOWER_IS_BETTER else "."),
             rows,
             percent=measure not in LOWER_IS_BETTER,
@@ -179,11 +195,16 @@ def _language(name: str) -> str:
     return name.partition(" ")[2]
 
 
+def _solved(found: Score, problems: int) -> Cell:
+    return Cell(found.value, found.low, found.high, silent=too_few(problems, *PROBLEMS))
+
+
 def _compared(comparison: Comparison) -> Cell:
     notes = [f"p = {comparison.p_value:.3f}, {comparison.test}"]
     if comparison.smallest_detectable is not None:
         notes.append(f"detectable: {100 * comparison.smallest_detectable:.1f}")
-    return Cell(comparison.difference, comparison.low, comparison.high, tuple(notes))
+    silent = too_few(comparison.problems, *PROBLEMS)
+    return Cell(comparison.difference, comparison.low, comparison.high, tuple(notes), silent)
 
 
 def _parsed(run: EvaluatedRun, name: str) -> dict[str, list[float]]:
@@ -202,13 +223,14 @@ def _clustered(language: str, detail: str, by_run: Sequence[dict[str, list[float
     for each in means[1:]:
         first = means[0]
         comparable = first is not None and each is not None and first.keys() == each.keys()
-        differences.append(_mean({name: each[name] - first[name] for name in each}) if comparable else None)  # type: ignore[index, union-attr]
-    return Row(language, detail, [_mean(each) if each else None for each in means], differences)
+        apart = {name: each[name] - first[name] for name in each} if comparable else None  # type: ignore[index, union-attr]
+        differences.append(_mean(apart, share_difference_interval) if apart else None)
+    return Row(language, detail, [_mean(each, share_interval) if each else None for each in means], differences)
 
 
-def _mean(values: Mapping[str, float]) -> Cell:
-    interval = ratio_interval(np.array(list(values.values())), np.ones(len(values)), list(values))
-    return Cell(interval.value, interval.low, interval.high)
+def _mean(values: Mapping[str, float], of_values: Callable[..., Interval]) -> Cell:
+    interval = of_values(np.array(list(values.values())), list(values))
+    return Cell(interval.value, interval.low, interval.high, silent=too_few(interval.clusters, *PROBLEMS))
 
 
 def _by_key(found: Sequence[Estimate]) -> dict[tuple[str, str], Estimate]:
@@ -225,7 +247,9 @@ def _differences(record: Mapping | None, first: Mapping | None) -> dict[tuple[st
 
 
 def _cell(estimate: Estimate | None) -> Cell | None:
-    return Cell(estimate.value, estimate.low, estimate.high) if estimate else None
+    if estimate is None:
+        return None
+    return Cell(estimate.value, estimate.low, estimate.high, silent=too_few(estimate.repositories))
 
 
 def _extent(cells: Sequence[Cell | None]) -> tuple[float, float]:

@@ -159,7 +159,8 @@ def _untied(model: nn.Module) -> set[str]:
 
 def _cannot_write(checkpoint: Path, failure: dcp.CheckpointException) -> OutputError:
     for process, (error, _) in sorted(failure.failures.items()):
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
+        # torch's archive writer hides the system's error behind one of its own: it wrote less than it was given.
+        if (isinstance(error, OSError) and error.errno in NO_SPACE) or "unexpected pos" in str(error):
             return OutputError(f"no space left for {checkpoint}, in process {process}")
     return OutputError(f"{checkpoint} cannot be written: {_first_line(failure)}")
 

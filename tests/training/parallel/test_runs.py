@@ -41,6 +41,15 @@ def settings(corpus, base, tmp_path_factory):
     )
 
 
+def test_bf16_on_two_that_share_the_experts_is_near_float32_on_one(settings, tmp_path):
+    brief = dataclasses.replace(settings, tokens=3 * SIZE * LENGTH, validation="")
+    train(brief, tmp_path / "alone")
+    processes.run(2, train_whole, dataclasses.replace(brief, precision="bf16", ep_size=2), tmp_path / "shared")
+    alone, shared = losses(tmp_path / "alone"), losses(tmp_path / "shared")
+    assert shared == pytest.approx(alone, rel=5e-3)
+    assert shared != pytest.approx(alone, rel=1e-6)
+
+
 def test_a_run_killed_on_four_goes_on_on_one_and_ends_on_two_as_on_one(settings, tmp_path):
     alone = train(settings, tmp_path / "alone")
     out = tmp_path / "shared"

@@ -1,0 +1,1 @@
+"""One file of each content, and one of each cluster of near-duplicates."""

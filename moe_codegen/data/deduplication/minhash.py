@@ -1,0 +1,41 @@
+"""MinHash signatures cut into bands: files that share a band are candidates for near-duplicates.
+
+With B bands of R rows, two files of Jaccard similarity J share one with probability 1 - (1 - J^R)^B.
+"""
+
+from importlib import metadata
+
+import numpy as np
+
+from moe_codegen.data.deduplication.shingles import Shingles
+
+_SEED = 1
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def algorithm() -> str:
+    """What the signatures were made with: those of another version do not compare."""
+    import rensa
+
+    return f"rensa {metadata.version('rensa')}, algorithm {rensa.RMinHash.ALGORITHM_VERSION}, seed {_SEED}"
+
+
+def bands(shingles: Shingles, permutations: int, count: int, rows: int) -> np.ndarray:
+    """One 64-bit key for each file and band, (F, count); a file without shingles has keys that mean nothing.
+
+    Raises `ValueError` where `count` bands of `rows` need more than `permutations`.
+    """
+    import rensa
+
+    if count * rows > permutations:
+        raise ValueError(f"{count} bands of {rows} rows need {count * rows} permutations, not {permutations}")
+    files = len(shingles.words)
+    offsets = shingles.offsets.astype(np.uint64)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles.hashes_G, offsets, permutations, _SEED)
+    signatures = np.array(matrix.to_rows(), np.uint64).reshape(files, permutations)
+    cut = signatures[:, : count * rows].reshape(files, count, rows)
+    keys = np.zeros((files, count), np.uint64)
+    for row in range(rows):
+        keys = (keys ^ cut[:, :, row]) * _ODD
+        keys ^= keys >> np.uint64(29)
+    return keys

@@ -1,0 +1,1 @@
+"""A verb's passes over a source: units in worker processes, safe to kill, what each gives, progress."""

@@ -1,0 +1,193 @@
+"""A pass of a verb over a source: parallel over units, safe to kill, the same bytes whatever the number of workers.
+
+Everything is made in `OUT/.work`. A unit's record is written after its files and means that it need not be done again;
+a unit without a record is done anew, over whatever a killed run left. Results depend on the unit alone. At the end the
+files move to `OUT`, then the manifest is written, and only then does `OUT` look finished.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from moe_codegen.data.passes.progress import Progress
+from moe_codegen.data.passes.workers import Mapper, map_units
+from moe_codegen.data.reading.sources import Source, Unit
+from moe_codegen.errors import OutputError, ResumeError
+from moe_codegen.settings import as_record
+
+MANIFEST = "manifest.json"
+WORK = ".work"
+OUTPUT = "output"  # the phase whose files become the verb's output
+Record = dict[str, Any]
+UnitFunction = Callable[..., Record]  # (unit, number, folder, *arguments) -> record
+
+
+class Stage:
+    """One verb's run from a source into a folder; `run_stage` makes it, a verb's body calls `map`."""
+
+    def __init__(
+        self, verb: str, source: Source, out: Path, settings: Any, num_proc: int, quiet: bool, mapper: Mapper
+    ) -> None:
+        self.verb, self.source, self.out, self.settings = verb, source, out, settings
+        self.num_proc, self.quiet, self.mapper = num_proc, quiet, mapper
+        self.work = out / WORK
+
+    def map(
+        self,
+        phase: str,
+        function: UnitFunction,
+        *arguments: Any,
+        over: Sequence[Any] | None = None,
+        total: int | None = None,
+    ) -> list[Record]:
+        """`function(unit, number, folder, *arguments)` for every unit not done before; the records in unit order.
+
+        `over` are other things than the source's units to do one at a time, each determined by the source alone.
+
+        `function` is of a module's top level; it writes its files under `folder` and counts with
+        `progress.advance`. `total` bytes are expected in all; by default those of the source.
+        """
+        folder = self.work / phase
+        records = self.work / "records" / phase
+        records.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        units = list(enumerate(self.source.units if over is None else over))
+        left = [(number, unit) for number, unit in units if not _record_path(records, number).exists()]
+        jobs = [(function, unit, number, folder, records, arguments) for number, unit in left]
+        nbytes = self.source.nbytes if total is None else total
+        shown: AbstractContextManager = nullcontext() if self.quiet else Progress(f"{self.verb}: {phase}", nbytes)
+        with shown as progress:
+            self.mapper(_do_unit, jobs, self.num_proc, progress)
+        return [json.loads(_record_path(records, number).read_text()) for number, _ in units]
+
+    def claim(self) -> bool:
+        """Take `out` for this run; True if it is already finished. Raises `OutputError` or `ResumeError`."""
+        mine = _fingerprint(self.verb, self.source, self.settings)
+        started = self.work / "run.json"
+        manifest = read_manifest(self.out)
+        if manifest is not None or started.exists():
+            if manifest is not None:
+                theirs = {"verb": manifest["verb"], **manifest["settings"], "source": manifest["units"]}
+            else:
+                theirs = json.loads(started.read_text())
+            differing = sorted(key for key in theirs if mine.get(key) != theirs[key])
+            if differing:
+                raise ResumeError(
+                    f"{self.out} holds a run that differs in {', '.join(differing)}; "
+                    "repeat the command it was started with, give another OUT, or delete this one"
+                )
+            return manifest is not None
+        if any(child.name != WORK for child in self.out.iterdir()):
+            raise OutputError(f"{self.out} is not empty and holds no run of ours; give an empty or new folder")
+        started.write_text(json.dumps(mine))
+        return False
+
+    def finish(self, summary: Record, records: list[Record]) -> Record:
+        """Move the phase `OUTPUT` to `out` and write the manifest."""
+        made = self.work / OUTPUT
+        for path in sorted(made.rglob("*")):
+            if path.is_file():
+                target = self.out / path.relative_to(made)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+        shards = [shard for record in records for shard in record.get("shards", ())]
+        manifest = {
+            "verb": self.verb,
+            "version": metadata.version("moe-codegen"),
+            "settings": as_record(self.settings),
+            "source": Path(self.source.name).name,
+            "units": _fingerprint(self.verb, self.source, self.settings)["source"],
+            "rows": sum(shard["rows"] for shard in shards),
+            "shards": shards,
+            **summary,
+            "history": _history(self.source.name),
+        }
+        written = self.work / MANIFEST
+        written.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
+        os.replace(written, self.out / MANIFEST)
+        return manifest
+
+
+def run_stage(
+    verb: str,
+    source: Source,
+    out: str | Path,
+    settings: Any,
+    body: Callable[[Stage], tuple[Record, list[Record]]],
+    *,
+    num_proc: int = 1,
+    quiet: bool = True,
+    mapper: Mapper = map_units,
+) -> Record:
+    """Run `body` (which returns a summary and the records of the output phase) and return the manifest.
+
+    `mapper` does the units: in processes of this machine, or on a cluster (`cluster.DatatroveMapper`).
+
+    A run that was killed goes on where it was; a finished one returns at once. Raises `OutputError` where `out` cannot
+    be written or holds something else, `ResumeError` where it holds a run of other settings or another source.
+    """
+    out = Path(out)
+    try:
+        (out / WORK).mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(out / WORK / "lock", timeout=0):
+            stage = Stage(verb, source, out, settings, num_proc, quiet, mapper)
+            manifest = read_manifest(out) if stage.claim() else stage.finish(*body(stage))
+    except filelock.Timeout as error:
+        raise OutputError(f"another run is writing to {out}; wait for it, or give another folder") from error
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{out} cannot be written: {error}") from error
+    shutil.rmtree(out / WORK)
+    assert manifest is not None
+    return manifest
+
+
+def read_manifest(folder: str | Path) -> Record | None:
+    """The manifest of a finished folder, or None."""
+    path = Path(folder, MANIFEST)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _do_unit(
+    function: UnitFunction, unit: Unit, number: int, folder: Path, records: Path, arguments: tuple[Any, ...]
+) -> None:
+    record = function(unit, number, folder, *arguments)
+    path = _record_path(records, number)
+    path.with_suffix(".part").write_text(json.dumps(record))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def _record_path(records: Path, number: int) -> Path:
+    return records / f"{number:05d}.json"
+
+
+def _fingerprint(verb: str, source: Source, settings: Any) -> Record:
+    """What has to stay as it was for a run to go on; where it lies is not a part of a file's identity."""
+    files = sorted({path for unit in source.units if (path := getattr(unit, "path", None))})
+    return {
+        "verb": verb,
+        **as_record(settings),
+        "source": [[unit.name, unit.nbytes] for unit in source.units],
+        "modified": [path.stat().st_mtime_ns for path in files],
+    }
+
+
+def _history(source: str) -> list[Record]:
+    """What was done to the source before: its manifests, oldest first, without their lists of shards."""
+    manifest = read_manifest(source)
+    if manifest is None:
+        above = read_manifest(Path(source).parent) or {}
+        inside = any(shard["name"].startswith(f"{Path(source).name}/") for shard in above.get("shards", ()))
+        manifest = above if inside else None
+    if manifest is None:
+        return []
+    short = {key: value for key, value in manifest.items() if key not in ("history", "shards", "units")}
+    return [*manifest["history"], short]

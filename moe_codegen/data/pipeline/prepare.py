@@ -1,0 +1,110 @@
+"""`prepare`: all the verbs that a TOML file names, each into a folder of its own, in the order of `VERBS`."""
+
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moe_codegen.data.passes.stage import Record
+from moe_codegen.data.pipeline.verbs import VERBS
+from moe_codegen.data.reading.settings import SourceSettings
+from moe_codegen.data.reading.sources import UNIT_BYTES, Source, open_source
+from moe_codegen.data.report.report import write_report
+from moe_codegen.data.sampling.split import TRAIN, VALIDATION
+from moe_codegen.errors import ConfigError
+from moe_codegen.settings import settings_from
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` will do: where from, and the settings of each step in order."""
+
+    source: str
+    source_settings: SourceSettings
+    steps: dict[str, Any]
+    report: bool
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in a TOML file: `[source]` with `path`, and a table for each step wanted, in any order.
+
+    Paths in it are relative to the file. Raises `ConfigError` for what is unknown, missing or of another type.
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+    unknown = sorted(set(tables) - set(VERBS) - {"source", "report"})
+    if unknown:
+        raise ConfigError(f"unknown table [{unknown[0]}] in {path}; the tables are source, {', '.join(VERBS)}, report")
+    source = dict(tables.get("source", {}))
+    if "path" not in source:
+        raise ConfigError(f"{path} does not say what to read; add [source] with path = ...")
+    where = _beside(path, str(source.pop("path")))
+    steps: dict[str, Any] = {
+        name: settings_from(verb.settings, tables[name], f"[{name}] of {path}")
+        for name, verb in VERBS.items()
+        if name in tables
+    }
+    if "decontaminate" in steps:
+        named = tuple(_beside(path, benchmark) for benchmark in steps["decontaminate"].benchmarks)
+        steps["decontaminate"] = replace(steps["decontaminate"], benchmarks=named)
+    if "pack" in steps and steps["pack"].tokenizer:
+        steps["pack"] = replace(steps["pack"], tokenizer=_beside(path, steps["pack"].tokenizer))
+    if "tokenizer" in steps and steps["tokenizer"].base:
+        steps["tokenizer"] = replace(steps["tokenizer"], base=_beside(path, steps["tokenizer"].base))
+    return Plan(where, settings_from(SourceSettings, source, f"[source] of {path}"), steps, "report" in tables)
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises for what a later step could not use: a benchmark that is not there, a tokenizer without sentinels."""
+    for name, settings in plan.steps.items():
+        if name != "pack" or settings.tokenizer:
+            VERBS[name].check(settings)
+        elif "tokenizer" not in plan.steps:
+            raise ConfigError("[pack] needs a tokenizer: say tokenizer = FOLDER in it, or add a table [tokenizer]")
+
+
+def _beside(toml: Path, name: str) -> str:
+    """A path relative to the TOML file, where there is one of that name; else the name as it is (a Hub id)."""
+    beside = toml.parent / name
+    return str(beside) if beside.exists() else name
+
+
+def prepare(
+    plan: Plan, out: str | Path, *, num_proc: int = 1, quiet: bool = True, unit_bytes: int = UNIT_BYTES
+) -> dict[str, Record]:
+    """Run the plan; returns the manifests by folder. Killed and run again, it goes on where it was.
+
+    After `split`, the tokenizer is trained on the training side and both sides are packed. A `pack` without tokenizer
+    uses the one made here. What a later step would refuse is refused at once.
+    """
+    check_plan(plan)
+    out = Path(out)
+    data: Path | None = None  # what the next step reads
+    tokenizer = ""
+    done: dict[str, Record] = {}
+
+    def run(name: str, into: str, source: Source, settings: Any) -> Path:
+        done[into] = VERBS[name].run(source, out / into, settings, num_proc=num_proc, quiet=quiet)
+        return out / into
+
+    for number, (name, settings) in enumerate(plan.steps.items(), 1):
+        source = open_source(data or plan.source, None if data else plan.source_settings, unit_bytes)
+        into = f"{number}-{name}"
+        if name == "tokenizer":
+            tokenizer = str(run(name, into, source, settings))
+        elif name == "pack":
+            settings = settings if settings.tokenizer else replace(settings, tokenizer=tokenizer)
+            sides = {side: data.parent / side for side in (TRAIN, VALIDATION)} if data and "split" in plan.steps else {}
+            for side, folder in sides.items():
+                run(name, f"{into}-{side}", open_source(folder, unit_bytes=unit_bytes), settings)
+            if not sides:
+                run(name, into, source, settings)
+        else:
+            data = run(name, into, source, settings)
+            data = data / TRAIN if name == "split" else data
+    if plan.report:
+        write_report(out, out / "report")
+    return done

@@ -1,0 +1,1 @@
+"""Where rows come from: Parquet, JSON Lines, folders of repositories, the Hub."""

@@ -1,0 +1,1 @@
+"""What the verbs did to the data, as tables and pictures."""

@@ -1,0 +1,111 @@
+"""What a manifest says, as tables of text: for the command line, and for the report."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from moe_codegen.data.passes.stage import Record
+from moe_codegen.data.passes.tally import KEPT, Counts
+
+# What a manifest may hold beside its tables, in the order in which it is told.
+_FIGURES = (
+    "columns",
+    "repositories",
+    "split_rows",
+    "patterns",
+    "problems_found",
+    "characters_per_token",
+    "sequences",
+    "documents",
+    "documents_cut",
+    "tokens",
+    "tokens_by_language",
+    "padding_fraction",
+)
+_LICENSES_SHOWN = 15
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A head and rows of as many cells; the first cell of a row names it."""
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def tables_of(manifest: Record, *, reasons_by_language: bool = False) -> Iterator[TextTable]:
+    """The tables that have rows: what was kept and dropped, samples, licences, clusters, and single figures.
+
+    `reasons_by_language` gives each language a column, in files and megabytes, instead of a table of its own.
+    """
+    made: list[TextTable] = []
+    if counts := manifest.get("tally"):
+        made += [_reasons_by_language(counts)] if reasons_by_language else [_reasons(counts), _languages(counts)]
+    if samples := manifest.get("samples"):
+        made.append(_samples(samples, manifest["settings"]["confidence"]))
+    licenses = list(manifest.get("licenses", {}).items())[:_LICENSES_SHOWN]
+    made.append(TextTable(("licence", "files"), [(name, f"{files:,}") for name, files in licenses]))
+    sizes = manifest.get("cluster_sizes", {}).items()
+    made.append(TextTable(("cluster size", "clusters"), [(size, f"{count:,}") for size, count in sizes]))
+    figures = [(key.replace("_", " "), _short(manifest[key])) for key in _FIGURES if key in manifest]
+    made.append(TextTable(("", ""), figures))
+    yield from (table for table in made if table.rows)
+
+
+def _reasons(counts: Counts) -> TextTable:
+    rows = [(_spelled(reason), *_amount(list(counts[reason].values()))) for reason in _in_order(counts)]
+    return TextTable(("", "files", "MB"), rows)
+
+
+def _languages(counts: Counts) -> TextTable:
+    """Of each language what was kept, and what was dropped for any reason."""
+    nothing = [0, 0]
+    rows = []
+    for language in sorted({language for some in counts.values() for language in some}):
+        kept = counts.get(KEPT, {}).get(language, nothing)
+        dropped = [some.get(language, nothing) for reason, some in counts.items() if reason != KEPT]
+        rows.append((language, *_amount([kept]), *_amount(dropped)))
+    return TextTable(("language", "files kept", "MB", "files dropped", "MB"), rows)
+
+
+def _reasons_by_language(counts: Counts) -> TextTable:
+    languages = sorted({language for some in counts.values() for language in some})
+    rows = []
+    for reason in _in_order(counts):
+        mine = counts[reason]
+        cells = ["{} ({} MB)".format(*_amount([mine[name]])) if name in mine else "" for name in languages]
+        rows.append((_spelled(reason), *_amount(list(mine.values())), *cells))
+    return TextTable(("", "files", "MB", *languages), rows)
+
+
+def _samples(samples: Record, confidence: float) -> TextTable:
+    rows = []
+    for language, account in samples.items():
+        half = account.get("half_width")
+        interval = f"{account['mean']:,.0f} ± {half:,.0f}" if half is not None else "unknown"
+        numbers = (account["population"], account["repositories"], account["files"])
+        moments = (f"{account['variation']:.2f}", f"{account['rho']:.2f}", f"{account['design_effect']:.2f}")
+        rows.append((language, *(f"{number:,}" for number in numbers), *moments, interval))
+    head = ("language", "files", "repos", "sampled", "sd / mean", "rho", "design effect")
+    return TextTable((*head, f"mean bytes, {confidence:.0%}"), rows)
+
+
+def _in_order(counts: Counts) -> list[str]:
+    return sorted(counts, key=lambda reason: (reason != KEPT, reason))
+
+
+def _spelled(reason: str) -> str:
+    return reason.replace("_", " ")
+
+
+def _amount(entries: list[list[int]]) -> tuple[str, str]:
+    """Files, and megabytes, of all the entries."""
+    files, nbytes = (sum(entry[place] for entry in entries) for place in range(2))
+    return f"{files:,}", f"{nbytes / 1e6:,.2f}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(one)}" for key, one in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

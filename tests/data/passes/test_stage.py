@@ -1,0 +1,182 @@
+"""Killed anywhere and run again, or with other workers: the same bytes. Nothing half-done looks done."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moe_codegen.data.filtering.clean import clean
+from moe_codegen.data.filtering.filters import CleanSettings
+from moe_codegen.data.passes.stage import MANIFEST, WORK, read_manifest
+from moe_codegen.data.passes.workers import map_units
+from moe_codegen.data.pipeline.prepare import prepare, read_plan
+from moe_codegen.data.reading.sources import open_source
+from moe_codegen.errors import OutputError, ResumeError, WorkerError
+from tests.data.inputs import code, edited, row, tree, write
+
+PLAN = """
+[source]
+path = "in"
+[clean]
+[dedup]
+[split]
+validation = 0.3
+[tokenizer]
+vocabulary = 400
+[pack]
+sequence_length = 128
+"""
+UNIT_BYTES = 8000  # many units
+COMMAND = """
+from moe_codegen.data.pipeline.prepare import prepare, read_plan
+prepare(read_plan("plan.toml"), "killed", num_proc=2, unit_bytes={})
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    rows = [row(seed, repo=f"repo{seed}", content=edited(code(seed % 40), 0.02, seed)) for seed in range(60)]
+    rows[5]["content"], rows[6]["content"] = None, "x" * 2000
+    write(tmp_path / "in", rows)
+    (tmp_path / "plan.toml").write_text(PLAN)
+    return tmp_path
+
+
+@pytest.mark.parametrize("verb", ["2-dedup", "5-pack-train"])
+def test_a_killed_run_resumed_is_byte_identical(plan, verb):
+    """Killed (the parent alone: its workers have to notice) while `verb` runs; resumed with another worker count."""
+    command = [sys.executable, "-W", "ignore", "-c", COMMAND.format(UNIT_BYTES)]
+    process = subprocess.Popen(command, cwd=plan)
+    while not (plan / "killed" / verb / WORK).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.Random(verb).uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert read_manifest(plan / "killed" / verb) is None
+    for out in ("killed", "whole"):
+        prepare(read_plan(plan / "plan.toml"), plan / out, unit_bytes=UNIT_BYTES)
+    assert tree(plan / "killed") == tree(plan / "whole")
+    assert not list(plan.rglob(WORK))
+
+
+class Stop(Exception):
+    """What the test raises at a chosen unit."""
+
+
+def failing_clean(source, out, at, monkeypatch):
+    """`clean`, stopped in the middle of its unit number `at`, after part of it has been written."""
+    from moe_codegen.data.filtering import clean as module
+
+    real = module.clean_unit
+
+    def stopping(unit, number, folder, *arguments):
+        record = real(unit, number, folder, *arguments)
+        if number == at:
+            raise Stop
+        return record
+
+    monkeypatch.setattr(module, "clean_unit", stopping)
+    with pytest.raises(Stop):
+        clean(source, out)
+    monkeypatch.setattr(module, "clean_unit", real)
+
+
+@pytest.mark.parametrize("at", [0, 2, 5])
+def test_stopped_at_any_unit_nothing_looks_finished_and_the_rest_is_done(tmp_path, monkeypatch, at):
+    source = open_source(write(tmp_path / "in", [row(seed) for seed in range(60)]), unit_bytes=8000)
+    assert len(source.units) == 6
+    clean(source, tmp_path / "whole")
+    failing_clean(source, tmp_path / "out", at, monkeypatch)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [WORK]
+    clean(source, tmp_path / "out", num_proc=2)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_killed_between_the_move_and_the_manifest(tmp_path, monkeypatch):
+    source = open_source(write(tmp_path / "in", [row(seed) for seed in range(60)]), unit_bytes=8000)
+    clean(source, tmp_path / "whole")
+    real, moved = os.replace, []
+
+    def failing(path, target):
+        if str(target).endswith(".parquet") and len(moved) == 3:
+            raise Stop
+        moved.append(target) if str(target).endswith(".parquet") else None
+        real(path, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(Stop):
+        clean(source, tmp_path / "out")
+    monkeypatch.setattr(os, "replace", real)
+    assert read_manifest(tmp_path / "out") is None
+    clean(source, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_other_settings_or_another_source_are_refused(tmp_path, monkeypatch):
+    folder = write(tmp_path / "in", [row(seed) for seed in range(60)])
+    source = open_source(folder, unit_bytes=8000)
+    failing_clean(source, tmp_path / "out", 2, monkeypatch)
+    with pytest.raises(ResumeError, match="differs in max_size"):
+        clean(source, tmp_path / "out", CleanSettings(max_size=7))
+    path = folder / "data.parquet"
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(ResumeError, match="differs in modified"):
+        clean(open_source(folder, unit_bytes=8000), tmp_path / "out")
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    source = open_source(write(tmp_path / "in", [row(seed) for seed in range(20)]))
+    first = clean(source, tmp_path / "out")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert clean(source, tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == {
+        path: stamp for path, stamp in stamps.items() if path.is_file()
+    }
+    with pytest.raises(ResumeError, match="differs in max_lines"):
+        clean(source, tmp_path / "out", CleanSettings(max_lines=3))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    source = open_source(write(tmp_path / "in", [row(0)]))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError, match="is not empty"):
+        clean(source, tmp_path / "out")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot be written"):
+        clean(source, tmp_path / "file")
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    import filelock
+
+    source = open_source(write(tmp_path / "in", [row(0)]))
+    (tmp_path / "out" / WORK).mkdir(parents=True)
+    with filelock.FileLock(tmp_path / "out" / WORK / "lock"), pytest.raises(OutputError, match="another run"):
+        clean(source, tmp_path / "out")
+
+
+def die(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_named_as_such():
+    with pytest.raises(WorkerError, match="lower --num-proc"):
+        map_units(die, [(number,) for number in range(8)], 2, None)
+
+
+def test_the_history_of_a_folder_is_told(tmp_path):
+    from moe_codegen.data.deduplication.dedup import dedup
+
+    clean(open_source(write(tmp_path / "in", [row(seed) for seed in range(20)])), tmp_path / "clean")
+    manifest = dedup(open_source(tmp_path / "clean"), tmp_path / "dedup")
+    assert [stage["verb"] for stage in manifest["history"]] == ["clean"]
+    assert (tmp_path / "dedup" / MANIFEST).exists()
+    (tmp_path / "clean" / MANIFEST).unlink()  # optional on input
+    assert dedup(open_source(tmp_path / "clean"), tmp_path / "again")["rows"] == 20

@@ -1,0 +1,117 @@
+import json
+
+import pytest
+
+from moe_codegen.data.pipeline.prepare import prepare, read_plan
+from moe_codegen.data.report.report import write_report
+from moe_codegen.errors import ConfigError, MoECodegenError, OutputError
+from tests.data.inputs import code, edited, read, row, write
+
+PLAN = """
+report = {}
+[source]
+path = "in"
+[clean]
+max_lines = 500
+[dedup]
+[decontaminate]
+benchmarks = ["bench.jsonl"]
+[sample]
+files = 60
+[split]
+validation = 0.3
+[tokenizer]
+vocabulary = 400
+[pack]
+sequence_length = 128
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    rows = [row(seed, language=("python", "ruby")[seed % 2], repo=f"repo{seed}") for seed in range(150)]
+    rows[3]["content"] = code(3) + "def never_twice_in_the_world(first_thing, second_thing):\n    return 1\n"
+    rows += [row(200 + seed, content=edited(code(seed, 50), 0.02, seed), repo=f"r{seed}") for seed in (1, 1, 1)]
+    write(tmp_path / "in", rows)
+    solution = "def never_twice_in_the_world(first_thing, second_thing):\n    return 1\n"
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"task_id": "B/1", "prompt": "", "canonical_solution": solution}))
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return path
+
+
+def test_prepare_runs_every_verb_and_reports(plan, tmp_path):
+    out = tmp_path / "out"
+    manifests = prepare(read_plan(plan), out)
+    assert list(manifests) == [
+        "1-clean",
+        "2-dedup",
+        "3-decontaminate",
+        "4-sample",
+        "5-split",
+        "6-tokenizer",
+        "7-pack-train",
+        "7-pack-validation",
+    ]
+    assert manifests["2-dedup"]["tally"]["exact_duplicate"]["python"][0] == 2
+    assert manifests["3-decontaminate"]["problems_found"] == {"bench.jsonl:B/1": 1}
+    assert manifests["4-sample"]["rows"] == 120
+    assert [stage["verb"] for stage in manifests["7-pack-train"]["history"]][-2:] == ["sample", "split"]
+    assert {len(one["input_ids"]) for side in ("train", "validation") for one in read(out / f"7-pack-{side}")} == {128}
+
+    told = json.loads((out / "report" / "report.json").read_text())
+    assert [stage["verb"] for stage in told["stages"]] == [
+        *("clean", "dedup", "decontaminate", "sample", "split", "tokenizer"),
+        *("pack", "pack"),
+    ]
+    text = (out / "report" / "report.md").read_text()
+    for line in ("| exact duplicate | 2 |", "| MIT |", "| 1 | ", "design effect", "split rows", "padding fraction"):
+        assert line in text
+    pictures = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert all((out / "report" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    for kind in ("clean-dropped", "clean-histograms", "dedup-clusters", "sample-samples"):
+        assert any(kind in name for name in pictures)
+
+
+def test_a_report_of_data_that_is_not_ours(tmp_path):
+    write(tmp_path / "in", [row(0), row(1, content=None)])
+    told = write_report(tmp_path / "in", tmp_path / "out", pictures=False)
+    assert told["stages"][0]["tally"]["null_content"]["python"] == [1, 0]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("x")
+    with pytest.raises(OutputError, match="other files than a report"):
+        write_report(tmp_path / "in", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ('[clean]\n[decontaminate]\nbenchmarks = ["none.jsonl"]', r"none\.jsonl does not exist"),
+        ("[clean]\n[pack]", r"\[pack\] needs a tokenizer"),
+        ('[clean]\n[pack]\ntokenizer = "none"', r"none has no tokenizer\.json"),
+        ('[clean]\n[tokenizer]\nbase = "./none"', r"no tokenizer can be loaded from \./none"),
+    ],
+)
+def test_what_a_later_step_would_refuse_is_refused_before_any_work(tmp_path, steps, message):
+    write(tmp_path / "in", [row(0)])
+    (tmp_path / "plan.toml").write_text(f"[source]\npath = 'in'\n{steps}")
+    with pytest.raises(MoECodegenError, match=message):
+        prepare(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[source]\npath = 'in'\n[clean]\nmax_linse = 3", "unknown key `max_linse`.*did you mean `max_lines`"),
+        ("[source]\npath = 'in'\n[clean]\nmax_lines = 'a'", "`max_lines`.*should be of type int, found 'a'"),
+        ("[source]\npath = 'in'\n[clean]\nlanguages = 'a'", "`languages`.*should be a list"),
+        ("[source]\npath = 'in'\n[cleen]", r"unknown table \[cleen\]"),
+        ("[clean]", "add .source. with path"),
+        ("[clean", "cannot be read as TOML"),
+    ],
+)
+def test_a_wrong_plan_is_refused_by_name(tmp_path, text, message):
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_plan(tmp_path / "plan.toml")

@@ -1,0 +1,128 @@
+import pyarrow as pa
+import pytest
+
+from moe_codegen.data.filtering.clean import clean
+from moe_codegen.data.reading.settings import SourceSettings
+from moe_codegen.data.reading.sources import open_source
+from moe_codegen.data.rows.languages import canonical_language, language_of_path
+from moe_codegen.data.rows.schema import LAYOUTS, SCHEMA
+from moe_codegen.errors import ColumnError
+from tests.data.inputs import code, read, row, write
+
+
+def the_stack_row(seed, **values):
+    made = {"hexsha": f"{seed:040x}", "size": 1, "ext": "py", "lang": "Python", "content": code(seed)}
+    for kind in ("stars", "issues", "forks"):
+        made |= {f"max_{kind}_repo_{part}": f"{kind}/{part}{seed}.py" for part in ("path", "name", "head_hexsha")}
+        made |= {f"max_{kind}_repo_licenses": ["MIT"], f"max_{kind}_count": seed}
+        made |= {f"max_{kind}_repo_{kind}_event_{end}_datetime": "2020-01-01T00:00:00.000Z" for end in ("min", "max")}
+    return made | {"avg_line_length": 1.0, "max_line_length": 1, "alphanum_fraction": 0.5} | values
+
+
+def test_the_stack_with_all_its_columns(tmp_path):
+    rows = [the_stack_row(1), the_stack_row(2, max_stars_count=None, max_forks_repo_licenses=["Apache-2.0"])]
+    clean(open_source(write(tmp_path / "in", rows)), tmp_path / "out")
+    one, two = read(tmp_path / "out")
+    assert (one["hexsha"], one["repo"], one["path"]) == (f"{1:040x}", "stars/name1.py", "stars/path1.py")
+    assert (one["language"], one["stars"], two["stars"]) == ("python", 1, 0)
+    assert two["licenses"] == ["MIT", "Apache-2.0"]
+    carried = LAYOUTS["the-stack"].carried
+    assert {name: one[name] for name in carried} == {name: rows[0][name] for name in carried}
+    again = open_source(tmp_path / "out")
+    assert again.schema.names == [*SCHEMA.names, *carried]
+
+
+def test_a_file_is_kept_if_any_of_its_repositories_is_permissive(tmp_path):
+    rows = [
+        the_stack_row(1, max_stars_repo_licenses=["GPL-3.0"]),
+        the_stack_row(2, max_stars_repo_licenses=["GPL-3.0"]),
+    ]
+    rows[1] |= {"max_issues_repo_licenses": None, "max_forks_repo_licenses": ["LGPL-2.1"]}
+    manifest = clean(open_source(write(tmp_path / "in", rows)), tmp_path / "out")
+    assert manifest["tally"]["kept"]["python"][0] == 1
+
+
+def test_licenses_as_bigquery_exports_them(tmp_path):
+    exported = [{"list": [{"item": "MIT"}, {"item": "ISC"}]}, {"list": []}, None]
+    rows = [row(seed, licenses=value) for seed, value in enumerate(exported)]
+    clean(open_source(write(tmp_path / "in", rows)), tmp_path / "out")
+    assert [one["licenses"] for one in read(tmp_path / "out")] == [["MIT", "ISC"]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"repository_name": "a/b", "path": "x.py", "lang": "Python", "licenses": ["MIT"]}, "a/b"),
+        ({"max_stars_repo_name": "a/b", "max_stars_repo_path": "x.py", "id": "7"}, "a/b"),
+        ({"repo": "a/b", "path": "x.py"}, "a/b"),
+    ],
+)
+def test_layouts_are_told_from_the_columns(tmp_path, columns, expected):
+    source = open_source(write(tmp_path / "in", [columns | {"content": code(1)}]))
+    (batch,) = source.units[0].batches()
+    assert batch.rows["repo"].to_pylist() == [expected]
+    assert batch.rows["language"].to_pylist() == ["python"]
+
+
+def test_any_dataset_by_a_column_mapping(tmp_path):
+    write(tmp_path / "in", [{"body": code(1), "project": "p", "a": ["MIT"], "b": ["ISC"]}])
+    settings = SourceSettings(columns=("content=body", "repo=project", "licenses=a+b"), language="python")
+    (batch,) = open_source(tmp_path / "in", settings).units[0].batches()
+    assert batch.rows["licenses"].to_pylist() == [["MIT", "ISC"]]
+    assert (batch.rows["repo"].to_pylist(), batch.rows["language"].to_pylist()) == (["p"], ["python"])
+
+
+@pytest.mark.parametrize("columns", [("content",), ("text=body",), ("repo=project",)])
+def test_a_wrong_mapping_is_refused(tmp_path, columns):
+    write(tmp_path / "in", [{"body": "x"}])
+    with pytest.raises(ColumnError):
+        open_source(tmp_path / "in", SourceSettings(columns=columns))
+
+
+def test_the_language_of_a_file_that_names_none(tmp_path):
+    write(tmp_path / "in" / "data" / "cpp", [{"path": "a/b.h", "content": "int a;\n"}])
+    (batch,) = open_source(tmp_path / "in").units[0].batches()
+    assert batch.rows["language"].to_pylist() == ["cpp"]
+    assert language_of_path("x/Dockerfile") == "dockerfile"
+    assert canonical_language("C++") == "cpp"
+
+
+def test_shards_of_different_columns_are_refused(tmp_path):
+    write(tmp_path / "in", [the_stack_row(1)], "a.parquet")
+    write(tmp_path / "in", [row(1)], "b.parquet")
+    with pytest.raises(ColumnError, match="of different columns"):
+        open_source(tmp_path / "in")
+
+
+def test_dictionary_encoded_columns(tmp_path):
+    table = pa.table({"content": pa.array([code(1)] * 2).dictionary_encode(), "path": ["a.py", "b.py"]})
+    (tmp_path / "in").mkdir()
+    pa.parquet.write_table(table, tmp_path / "in" / "a.parquet")
+    (batch,) = open_source(tmp_path / "in").units[0].batches()
+    assert batch.rows["content"].to_pylist() == [code(1).encode()] * 2
+
+
+def test_a_folder_of_checkouts(tmp_path):
+    files = {
+        "one/LICENSE": "Permission is hereby granted, free of charge, to any person obtaining a copy",
+        "one/a.py": code(1),
+        "one/sub/b.py": "# SPDX-License-Identifier: GPL-3.0\n" + code(2),
+        "one/notes.unknown": "text",
+        "one/.git/hook.py": code(3),
+        "two/c.java": code(4),
+        "three/package-1.0/d.py": code(5),
+        "three/package-1.0/COPYING": "GNU General Public License",
+        "three/package-1.0/vendored/deep/LICENSE": "Apache License, Version 2.0",
+    }
+    for name, text in files.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(text)
+    rows = [
+        one for unit in open_source(tmp_path / "in").units for batch in unit.batches() for one in batch.rows.to_pylist()
+    ]
+    assert [(one["repo"], one["path"], one["language"], one["licenses"]) for one in rows] == [
+        ("one", "a.py", "python", ["MIT"]),
+        ("one", "sub/b.py", "python", ["GPL-3.0"]),
+        ("three", "package-1.0/d.py", "python", ["GPL-2.0"]),
+        ("two", "c.java", "java", None),
+    ]

@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from moe_codegen.data.reading.sources import open_source
+from moe_codegen.data.sampling import split as split_module
+from moe_codegen.data.sampling.split import SplitSettings, split
+from moe_codegen.errors import ConfigError
+from tests.data.deduplication.test_dedup import similarity
+from tests.data.inputs import code, edited, read, row, tree, write
+
+
+def rows_with_twins():
+    """Every fourth file has edited copies, 1 to 30%, in other repositories; some files are tiny and equal."""
+    rows = [row(seed, repo=f"repo{seed}", content=code(seed, 40)) for seed in range(80)]
+    rows += [
+        row(100 + seed, repo=f"copy{seed}", content=edited(code(seed % 80, 40), (1 + seed % 30) / 100, seed))
+        for seed in range(0, 160, 4)
+    ]
+    return rows + [row(300 + seed, repo=f"tiny{seed}", content="x = 1\n") for seed in range(12)]
+
+
+@pytest.mark.parametrize("index_shingles", [1 << 24, 300])
+def test_no_validation_file_has_a_twin_in_training(tmp_path, monkeypatch, index_shingles):
+    monkeypatch.setattr(split_module, "_INDEX_SHINGLES", index_shingles)
+    source = open_source(write(tmp_path / "in", rows_with_twins()), unit_bytes=5000)
+    manifest = split(source, tmp_path / "out", SplitSettings(validation=0.3))
+    train, validation = read(tmp_path / "out" / "train"), read(tmp_path / "out" / "validation")
+    assert not {one["repo"] for one in train} & {one["repo"] for one in validation}
+    for held in validation:
+        for one in train:
+            near = similarity(held["content"], one["content"]) if len(held["content"]) > 20 else 0
+            assert near < 0.7
+            assert held["content"] != one["content"]
+    lines = [line for path in (tmp_path / "out" / "dropped").iterdir() for line in path.read_text().splitlines()]
+    assert len(train) + len(validation) + len(lines) == len(rows_with_twins())
+    assert manifest["tally"]["near_validation"]["python"][0] == len(lines)
+    texts = {one["path"]: one["content"] for one in rows_with_twins()}
+    for dropped in map(json.loads, lines):
+        best = max(similarity(texts[dropped["path"]], h["content"]) for h in validation if len(h["content"]) > 20)
+        if len(texts[dropped["path"]]) > 20:
+            assert dropped["similarity"] == pytest.approx(best, abs=1e-6)
+
+
+def test_workers_change_nothing_and_the_seed_does(tmp_path):
+    source = open_source(write(tmp_path / "in", rows_with_twins()), unit_bytes=5000)
+    split(source, tmp_path / "one", SplitSettings(validation=0.3))
+    split(source, tmp_path / "two", SplitSettings(validation=0.3), num_proc=2)
+    split(source, tmp_path / "three", SplitSettings(validation=0.3, seed=1))
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert read(tmp_path / "one" / "validation") != read(tmp_path / "three" / "validation")
+
+
+def test_a_file_without_repository_is_its_own(tmp_path):
+    rows = [row(seed, repo=None) for seed in range(60)]
+    manifest = split(open_source(write(tmp_path / "in", rows)), tmp_path / "out", SplitSettings(validation=0.3))
+    assert 8 <= manifest["split_rows"]["validation"] <= 28
+
+
+def test_a_share_that_is_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"validation=1\.5 should lie between 0 and 1"):
+        split(open_source(write(tmp_path / "in", [row(0)])), tmp_path / "out", SplitSettings(validation=1.5))
