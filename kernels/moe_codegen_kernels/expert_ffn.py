@@ -16,6 +16,7 @@ from torch import Tensor
 from moe_codegen_kernels import cpu
 from moe_codegen_kernels.activations import ACTIVATIONS
 from moe_codegen_kernels.gpu_import import gpu_module
+from moe_codegen_kernels.records import ExpertWeights, RoutingPlan
 from moe_codegen_kernels.routing import fake_plan, no_plan
 from moe_codegen_kernels.tiles import gpu_of
 
@@ -47,51 +48,31 @@ def expert_ffn(
         hidden_TD, up, down = hidden_TD.to(dtype), up.to(dtype), down.to(dtype)
         up_bias = None if up_bias is None else up_bias.to(dtype)
         down_bias = None if down_bias is None else down_bias.to(dtype)
-    _check(hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated)
+    experts = ExpertWeights(up, up_bias, down, down_bias, activation, gated)
+    _check(hidden_TD, expert_ids_TK, weights_TK, experts)
     inputs = (hidden_TD, weights_TK, up, up_bias, down, down_bias)
     trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    out_TD, *_ = torch.ops.moe_codegen.expert_ffn(
-        hidden_TD,
-        expert_ids_TK,
-        weights_TK,
-        up,
-        up_bias,
-        down,
-        down_bias,
-        activation,
-        gated,
-        trains,
-        recompute,
-    )
+    out_TD, *_ = torch.ops.moe_codegen.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, *experts, trains, recompute)
     return out_TD
 
 
-def _check(
-    hidden_TD: Tensor,
-    expert_ids_TK: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    gated: bool,
-) -> None:
+def _check(hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights) -> None:
     """Say which argument does not fit the others."""
+    up, up_bias, down, down_bias, activation, gated = experts
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}")
-    if hidden_TD.dim() != 2 or up.dim() != 3 or down.dim() != 3:
+    if hidden_TD.dim() != 2 or len(up.shape) != 3 or len(down.shape) != 3:
         raise ValueError(
             f"hidden_TD {tuple(hidden_TD.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)}; "
             "expected (tokens, model), (experts, hidden, model) and (experts, model, hidden)"
         )
     tokens, model = hidden_TD.shape
-    experts, _, hidden = down.shape
+    count, _, hidden = down.shape
     expected = {
-        "up": (up, (experts, 2 * hidden if gated else hidden, model)),
-        "up_bias": (up_bias, (experts, up.shape[1])),
-        "down": (down, (experts, model, hidden)),
-        "down_bias": (down_bias, (experts, model)),
+        "up": (up, (count, 2 * hidden if gated else hidden, model)),
+        "up_bias": (up_bias, (count, up.shape[1])),
+        "down": (down, (count, model, hidden)),
+        "down_bias": (down_bias, (count, model)),
         "weights_TK": (weights_TK, tuple(expert_ids_TK.shape)),
         "expert_ids_TK": (expert_ids_TK, (tokens, expert_ids_TK.shape[-1])),
     }
@@ -99,7 +80,7 @@ def _check(
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape} (gated={gated})")
     for name, tensor in (("up", up), ("up_bias", up_bias), ("down", down), ("down_bias", down_bias)):
-        if tensor is not None and tensor.dtype != hidden_TD.dtype:
+        if isinstance(tensor, Tensor) and tensor.dtype != hidden_TD.dtype:
             raise ValueError(
                 f"{name} is {tensor.dtype} and hidden_TD {hidden_TD.dtype}; cast one, or use torch.autocast"
             )
@@ -120,63 +101,30 @@ def expert_ffn_op(
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """out_TD, then for backward preactivation_RG (empty when to `recompute`) and the plan; else all empty."""
+    experts = ExpertWeights(up, up_bias, down, down_bias, activation, gated)
     keep = trains and not recompute
-    out_TD, preactivation_RG, *plan = cpu.expert_ffn(
-        hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, keep
-    )
+    out_TD, preactivation_RG, plan = cpu.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, experts, keep)
     return out_TD, preactivation_RG, *(plan if trains else no_plan(expert_ids_TK))
 
 
 @expert_ffn_op.register_kernel("cuda")
-def expert_ffn_cuda(
-    hidden_TD: Tensor,
-    expert_ids_TK: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    gated: bool,
-    trains: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def expert_ffn_cuda(hidden_TD: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The op on a GPU."""
+    *rest, trains, recompute = arguments
     with torch.cuda.device_of(hidden_TD):
-        return gpu_module("layer").expert_ffn(
-            hidden_TD,
-            expert_ids_TK,
-            weights_TK,
-            up,
-            up_bias,
-            down,
-            down_bias,
-            activation,
-            gated,
-            trains,
-            trains and not recompute,
-            gpu_of(hidden_TD.device),
-        )
+        keep = trains and not recompute
+        return gpu_module("layer").expert_ffn(hidden_TD, *rest, trains, keep, gpu_of(hidden_TD.device))
 
 
 @expert_ffn_op.register_fake
 def _(
-    hidden_TD: Tensor,
-    expert_ids_TK: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    gated: bool,
-    trains: bool,
-    recompute: bool,
+    hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, up: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, trains, recompute = arguments
     keep = trains and not recompute
     preactivation_RG = hidden_TD.new_empty((expert_ids_TK.numel(), up.shape[1]) if keep else (0,))
     plan = fake_plan(expert_ids_TK, up.shape[0]) if trains else no_plan(expert_ids_TK)
-    return hidden_TD.new_empty(hidden_TD.shape[0], down.shape[1]), preactivation_RG, *plan
+    return hidden_TD.new_empty(hidden_TD.shape), preactivation_RG, *plan
 
 
 @torch.library.custom_op("moe_codegen::expert_ffn_backward", mutates_args=(), device_types="cpu")
@@ -197,22 +145,10 @@ def expert_ffn_backward_op(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of hidden, weights, up, up_bias, down, down_bias; empty where `needs` says no."""
-    return cpu.expert_ffn_backward(
-        grad_TD,
-        hidden_TD,
-        weights_TK,
-        up,
-        up_bias,
-        down,
-        down_bias,
-        preactivation_RG,
-        order_R,
-        inverse_R,
-        offsets_E,
-        activation,
-        gated,
-        needs,
-    )
+    experts = ExpertWeights(up, up_bias, down, down_bias, activation, gated)
+    kept_RG = preactivation_RG if preactivation_RG.numel() > 0 else None
+    plan = RoutingPlan(order_R, inverse_R, offsets_E)
+    return cpu.expert_ffn_backward(grad_TD, hidden_TD, weights_TK, experts, kept_RG, plan, needs)
 
 
 @expert_ffn_backward_op.register_kernel("cuda")
@@ -223,23 +159,8 @@ def expert_ffn_backward_cuda(grad_TD: Tensor, *arguments: Any) -> tuple[Tensor, 
 
 
 @expert_ffn_backward_op.register_fake
-def _(
-    grad_TD: Tensor,
-    hidden_TD: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    preactivation_RG: Tensor,
-    order_R: Tensor,
-    inverse_R: Tensor,
-    offsets_E: Tensor,
-    activation: str,
-    gated: bool,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (hidden_TD, weights_TK, up, up_bias, down, down_bias)
+def _(grad_TD: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs, needs = arguments[:6], arguments[-1]
     d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias = (
         torch.empty_like(x) if needed and x is not None else grad_TD.new_empty(0)
         for x, needed in zip(inputs, needs, strict=True)

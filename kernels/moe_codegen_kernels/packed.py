@@ -80,46 +80,7 @@ def packed_expert_ffn(
             f"hidden_TD is {hidden_TD.dtype} of {hidden_TD.shape[1]} columns; "
             f"up is {up.dtype} for {up.shape[2]}, down is {down.dtype}: expected the same"
         )
-    return torch.ops.moe_codegen.packed_expert_ffn(
-        hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated
-    )
-
-
-@torch.library.custom_op("moe_codegen::packed_expert_ffn", mutates_args=(), device_types="cpu")
-def packed_expert_ffn_op(
-    hidden_TD: Tensor,
-    expert_ids_TK: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    gated: bool,
-) -> Tensor:
-    """out_TD."""
-    width = panel_width()
-    if up.shape[3] != width or down.shape[3] != width:
-        raise ValueError(
-            f"up {tuple(up.shape)} and down {tuple(down.shape)} were packed for another processor; this one's panels "
-            f"have {width} columns: pack the plain weights here"
-        )
-    out_TD, *_ = cpu.expert_ffn(
-        hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, False
+    out_TD, *_ = torch.ops.moe_codegen.expert_ffn(
+        hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, False, False
     )
     return out_TD
-
-
-@packed_expert_ffn_op.register_fake
-def _(
-    hidden_TD: Tensor,
-    expert_ids_TK: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    gated: bool,
-) -> Tensor:
-    return torch.empty_like(hidden_TD, memory_format=torch.contiguous_format)

@@ -3,7 +3,7 @@
 It computes what `expert_ffn` does on the dequantised weights. The weights are frozen: gradients reach hidden_TD and
 weights_TK, so that adapters elsewhere and the router train; h is computed again in the backward pass.
 
-On the CPU weights are read as they are stored (`cpu/quantised.py`). On other devices the experts that tokens chose are
+On the CPU weights are read as they are stored. On other devices the experts that tokens chose are
 made wide again and run by `expert_ffn`: right, and no faster than it.
 
     T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k, g values that share a scale.
@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_codegen_kernels import cpu
 from moe_codegen_kernels.activations import ACTIVATIONS
-from moe_codegen_kernels.cpu import quantised as cpu
-from moe_codegen_kernels.quantised_weights import BITS, dequantise
+from moe_codegen_kernels.quantised_weights import BITS, Quantised
+from moe_codegen_kernels.records import ExpertWeights
+
+FROZEN = [True, True, False, False, False, False]  # gradients of hidden and weights alone
 
 
 def quantised_expert_ffn(
@@ -124,8 +127,9 @@ def quantised_expert_ffn_op(
     gated: bool,
 ) -> Tensor:
     """out_TD."""
-    experts = (up, up_scales, up_bias, down, down_scales, down_bias)
-    return cpu.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, *experts, activation, gated)
+    experts = _experts(up, up_scales, up_bias, down, down_scales, down_bias, activation, gated)
+    out_TD, *_ = cpu.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, experts)
+    return out_TD
 
 
 @quantised_expert_ffn_op.register_kernel("cuda")
@@ -133,11 +137,8 @@ def quantised_expert_ffn_wide(
     hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *experts_and_kind: Any
 ) -> Tensor:
     """The op on a device without a kernel of its own."""
-    *experts, activation, gated = experts_and_kind
-    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, *experts)
-    out_TD, *_ = torch.ops.moe_codegen.expert_ffn(
-        hidden_TD, touched_ids_TK, weights_TK, *wide, activation, gated, False, False
-    )
+    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, _experts(*experts_and_kind))
+    out_TD, *_ = torch.ops.moe_codegen.expert_ffn(hidden_TD, touched_ids_TK, weights_TK, *wide, False, False)
     return out_TD
 
 
@@ -162,8 +163,10 @@ def quantised_expert_ffn_backward_op(
     gated: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden_TD and weights_TK."""
-    experts = (up, up_scales, up_bias, down, down_scales, down_bias)
-    return cpu.expert_ffn_backward(grad_TD, hidden_TD, expert_ids_TK, weights_TK, *experts, activation, gated)
+    experts = _experts(up, up_scales, up_bias, down, down_scales, down_bias, activation, gated)
+    plan = cpu.routing_plan(expert_ids_TK, up.shape[0])
+    d_hidden_TD, d_weights_TK, *_ = cpu.expert_ffn_backward(grad_TD, hidden_TD, weights_TK, experts, None, plan, FROZEN)
+    return d_hidden_TD, d_weights_TK
 
 
 @quantised_expert_ffn_backward_op.register_kernel("cuda")
@@ -171,14 +174,13 @@ def quantised_expert_ffn_backward_wide(
     grad_TD: Tensor, hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *experts_and_kind: Any
 ) -> tuple[Tensor, Tensor]:
     """The op on a device without a kernel of its own."""
-    *experts, activation, gated = experts_and_kind
-    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, *experts)
+    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, _experts(*experts_and_kind))
     _, preactivation_RG, *plan = torch.ops.moe_codegen.expert_ffn(
-        hidden_TD, touched_ids_TK, weights_TK, *wide, activation, gated, True, True
+        hidden_TD, touched_ids_TK, weights_TK, *wide, True, True
     )
-    needs = [True, True, False, False, False, False]
+    *matrices, activation, gated = wide
     d_hidden, d_weights, *_ = torch.ops.moe_codegen.expert_ffn_backward(
-        grad_TD, hidden_TD, weights_TK, *wide, preactivation_RG, *plan, activation, gated, needs
+        grad_TD, hidden_TD, weights_TK, *matrices, preactivation_RG, *plan, activation, gated, FROZEN
     )
     return d_hidden, d_weights
 
@@ -190,29 +192,31 @@ def _(
     return torch.empty_like(hidden_TD), torch.empty_like(weights_TK)
 
 
-def _widen_touched(
-    expert_ids_TK: Tensor,
-    dtype: torch.dtype,
+def _experts(
     up: Tensor,
     up_scales: Tensor,
     up_bias: Tensor | None,
     down: Tensor,
     down_scales: Tensor,
     down_bias: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    activation: str,
+    gated: bool,
+) -> ExpertWeights:
+    """The op's flat arguments as one."""
+    return ExpertWeights(Quantised(up, up_scales), up_bias, Quantised(down, down_scales), down_bias, activation, gated)
+
+
+def _widen_touched(expert_ids_TK: Tensor, dtype: torch.dtype, experts: ExpertWeights) -> tuple[Tensor, ExpertWeights]:
     """The ids counted anew over the experts that occur, and those experts in `dtype`; waits for the device."""
-    is_chosen_E = torch.zeros(up.shape[0] + 1, dtype=torch.bool, device=up.device)
-    is_chosen_E[expert_ids_TK.clamp(max=up.shape[0]).flatten()] = True
+    count, device = experts.up.shape[0], expert_ids_TK.device
+    is_chosen_E = torch.zeros(count + 1, dtype=torch.bool, device=device)
+    is_chosen_E[expert_ids_TK.clamp(max=count).flatten()] = True
     is_chosen_E[0] |= ~is_chosen_E[:-1].any()  # one at least, for `expert_ffn` wants to see its shape
-    chosen = is_chosen_E[:-1].nonzero().flatten()
+    chosen = experts.of(is_chosen_E[:-1].nonzero().flatten())
     # Ids of no expert are counted after the last chosen one.
-    touched_ids_TK = (is_chosen_E.cumsum(0) - 1)[expert_ids_TK.clamp(max=up.shape[0])]
-    wide = (
-        dequantise(up[chosen], up_scales[chosen], dtype),
-        None if up_bias is None else up_bias[chosen].to(dtype),
-        dequantise(down[chosen], down_scales[chosen], dtype),
-        None if down_bias is None else down_bias[chosen].to(dtype),
-    )
+    touched_ids_TK = (is_chosen_E.cumsum(0) - 1)[expert_ids_TK.clamp(max=count)]
+    up_bias, down_bias = (None if x is None else x.to(dtype) for x in (chosen.up_bias, chosen.down_bias))
+    wide = chosen._replace(up=chosen.up.to(dtype), up_bias=up_bias, down=chosen.down.to(dtype), down_bias=down_bias)
     return touched_ids_TK, wide
 
 

@@ -12,6 +12,7 @@ q is chosen: keeping it in bfloat16 then costs nothing.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,32 @@ BLOCK = 32  # values that 4-bit storage keeps together
 STORED = {8: torch.int8, 4: torch.uint8}
 BITS = {dtype: bits for bits, dtype in STORED.items()}
 ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A matrix, or several, as `quantise_weight` stores it."""
+
+    stored: Tensor
+    scales: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights: (..., N, K)."""
+        return (*self.stored.shape[:-1], self.stored.shape[-1] * 8 // BITS[self.stored.dtype])
+
+    @property
+    def group(self) -> int:
+        """Values of a row that share a scale."""
+        return self.shape[-1] // self.scales.shape[-1]
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Quantised":
+        """Of the first dimension: some matrices, or some rows of one."""
+        return Quantised(self.stored[index], self.scales[index])
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """The weights in `dtype`."""
+        return dequantise(self.stored, self.scales, dtype)
 
 
 def quantise_weight(weight: Tensor, bits: int, group_size: int | None = None) -> tuple[Tensor, Tensor]:

@@ -1,31 +1,19 @@
 """From router logits to the order in which the expert kernels read the rows.
 
 scores_TE = softmax(logits_TE);  weights_TK, expert_ids_TK = topk(scores_TE);  weights /= sum(weights)
-order_R, inverse_R, offsets_E = stable sort of the slots by expert
-
-order_R    int32  sorted row -> slot (token*K + choice); rows of one expert are adjacent, slots ascending
-inverse_R  int32  slot -> sorted row
-offsets_E  int32  E + 1 bounds: expert e owns rows offsets_E[e] .. offsets_E[e+1];
-                  rows from offsets_E[E] on belong to no expert (ids of E or more: expert-parallel sentinels)
+order_R, inverse_R, offsets_E = stable sort of the slots by expert      (`RoutingPlan` says what each holds)
 
 T tokens, E experts, K top-k, R = T*K routed rows.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_codegen_kernels import cpu
 from moe_codegen_kernels.gpu_import import gpu_module
-
-
-class RoutingPlan(NamedTuple):
-    """Where each routed row goes; see the map at the top of this file."""
-
-    order_R: Tensor
-    inverse_R: Tensor
-    offsets_E: Tensor
+from moe_codegen_kernels.records import RoutingPlan
 
 
 def route(logits_TE: Tensor, top_k: int, renormalise: bool = True) -> tuple[Tensor, Tensor]:
@@ -129,14 +117,12 @@ def _(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     return fake_plan(expert_ids_TK, num_experts)
 
 
-def fake_plan(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+def fake_plan(expert_ids_TK: Tensor, num_experts: int) -> RoutingPlan:
     """Uninitialised tensors of a plan's shapes, for tracing."""
     sizes = (expert_ids_TK.numel(), expert_ids_TK.numel(), num_experts + 1)
-    order_R, inverse_R, offsets_E = (expert_ids_TK.new_empty(size, dtype=torch.int32) for size in sizes)
-    return order_R, inverse_R, offsets_E
+    return RoutingPlan(*(expert_ids_TK.new_empty(size, dtype=torch.int32) for size in sizes))
 
 
-def no_plan(expert_ids_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def no_plan(expert_ids_TK: Tensor) -> RoutingPlan:
     """What stands for a plan that nobody will read."""
-    order_R, inverse_R, offsets_E = (expert_ids_TK.new_empty(0, dtype=torch.int32) for _ in range(3))
-    return order_R, inverse_R, offsets_E
+    return RoutingPlan(*(expert_ids_TK.new_empty(0, dtype=torch.int32) for _ in range(3)))

@@ -11,10 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moe_codegen_kernels.quantised_weights import BLOCK, Quantised
+from moe_codegen_kernels.records import Matrices
+
 # torch's name for what the processor can do -> the build for it; arm64 has one baseline.
 BUILDS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "armv8-a", "SVE256": "armv8-a", "SVE128": "armv8-a"}
 FOLDER = Path(__file__).parent
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the names of weights.h, as are these:
+QUANTISED = {torch.int8: 3, torch.uint8: 4}
 # How W_e[n][k] lies in memory; the names of grouped_gemm.c.
 ROWS, COLUMNS, PANELS = 0, 1, 2
 
@@ -43,8 +47,19 @@ def _library() -> ctypes.CDLL | str:
     if isinstance(library, str):
         return library
     integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    library.grouped_gemm.argtypes = [integer] * 3 + [long] * 3 + [pointer] * 5
+    library.grouped_gemm.argtypes = [integer] * 4 + [long] * 4 + [pointer] * 6
     library.grouped_gemm.restype = None
+    return library
+
+
+@functools.cache
+def _quantised() -> ctypes.CDLL | str:
+    """`quantised.c`."""
+    library = load("quantised")
+    if isinstance(library, str):
+        return library
+    integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+    library.quantised_linear.argtypes = [integer] * 3 + [long] * 4 + [pointer] * 6
     return library
 
 
@@ -76,35 +91,96 @@ def is_native(dtype: torch.dtype) -> bool:
     return False
 
 
-def takes(rows_RK: Tensor, matrices: Tensor, layout: int, out_RN: Tensor) -> bool:
+def takes(rows_RK: Tensor, matrices: Matrices, layout: int, out_RN: Tensor) -> bool:
     """Whether the compiled kernel can multiply these: float32 rows, whole panels, everything contiguous."""
     panel = panel_width()
+    if isinstance(matrices, Quantised):
+        fits = _has_blocks(matrices)
+    else:
+        fits = matrices.dtype in DTYPES and matrices.is_contiguous()
     return (
         panel > 0
+        and fits
         and rows_RK.dtype == out_RN.dtype == torch.float32
-        and matrices.dtype in DTYPES
-        and all(tensor.is_contiguous() for tensor in (rows_RK, matrices, out_RN))
+        and rows_RK.is_contiguous()
+        and out_RN.is_contiguous()
         and out_RN.shape[1] % panel == 0
         and (layout == COLUMNS or rows_RK.shape[1] % panel == 0)
     )
 
 
+def takes_few(rows_RK: Tensor, matrices: Quantised, layout: int, out_RN: Tensor) -> bool:
+    """Whether the compiled kernel for few rows and quantised weights can multiply these."""
+    fits = layout == ROWS and _has_blocks(matrices) and rows_RK.dtype == out_RN.dtype == torch.float32
+    return fits and rows_RK.is_contiguous() and out_RN.is_contiguous() and not isinstance(_quantised(), str)
+
+
+def _has_blocks(matrices: Quantised) -> bool:
+    contiguous = matrices.stored.is_contiguous() and matrices.scales.is_contiguous()
+    return matrices.group % BLOCK == 0 and contiguous
+
+
 def grouped_gemm(
-    rows_RK: Tensor, matrices: Tensor, layout: int, bias_EN: Tensor | None, offsets_E: Tensor, out_RN: Tensor
+    rows_RK: Tensor, matrices: Matrices, layout: int, bias_EN: Tensor | None, offsets_E: Tensor, out_RN: Tensor
 ) -> None:
     """out_RN[r] = W_e @ rows_RK[r] + bias_EN[e], for inputs that it `takes`; matrices: E of them in `layout`."""
+    if layout == PANELS and matrices.shape[3] != panel_width():
+        raise ValueError(
+            f"matrices {tuple(matrices.shape)} were packed for another processor; this one's panels have "
+            f"{panel_width()} columns: pack the plain weights here"
+        )
     library = _library()
     assert isinstance(library, ctypes.CDLL)
+    if isinstance(matrices, Quantised):
+        dtype, group, weights, scales = _of_quantised(matrices)
+    else:
+        dtype, group, weights, scales = DTYPES[matrices.dtype], 1, matrices.data_ptr(), None
+    bias_EN = None if bias_EN is None else bias_EN.contiguous()
     library.grouped_gemm(
-        DTYPES[matrices.dtype],
+        dtype,
         layout,
+        0 if bias_EN is None else DTYPES[bias_EN.dtype],
         torch.get_num_threads(),
         offsets_E.numel() - 1,
         out_RN.shape[1],
         rows_RK.shape[1],
+        group,
         offsets_E.data_ptr(),
         rows_RK.data_ptr(),
-        matrices.data_ptr(),
-        None if bias_EN is None else bias_EN.contiguous().data_ptr(),
+        weights,
+        scales,
+        None if bias_EN is None else bias_EN.data_ptr(),
         out_RN.data_ptr(),
     )
+
+
+def quantised_linear(
+    rows_RK: Tensor, matrices: Quantised, bias_EN: Tensor | None, offsets_E: Tensor, out_RN: Tensor
+) -> None:
+    """The same for few rows, which are rounded to 16 bits, and inputs that it `takes_few`."""
+    library = _quantised()
+    assert isinstance(library, ctypes.CDLL)
+    dtype, group, weights, scales = _of_quantised(matrices)
+    bias_EN = None if bias_EN is None else bias_EN.contiguous()
+    failed = library.quantised_linear(
+        dtype,
+        0 if bias_EN is None else DTYPES[bias_EN.dtype],
+        torch.get_num_threads(),
+        offsets_E.numel() - 1,
+        out_RN.shape[1],
+        rows_RK.shape[1],
+        group,
+        offsets_E.data_ptr(),
+        rows_RK.data_ptr(),
+        weights,
+        scales,
+        None if bias_EN is None else bias_EN.data_ptr(),
+        out_RN.data_ptr(),
+    )
+    if failed:
+        raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in 16 bits")
+
+
+def _of_quantised(matrices: Quantised) -> tuple[int, int, int, int]:
+    stored, scales = matrices.stored, matrices.scales
+    return QUANTISED[stored.dtype], matrices.group, stored.data_ptr(), scales.data_ptr()

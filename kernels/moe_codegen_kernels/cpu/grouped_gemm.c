@@ -1,4 +1,4 @@
-/* Each expert's rows times its matrix, in float32, on weights of 16 or 32 bits that are read from memory once.
+/* Each expert's rows times its matrix, in float32, on weights of 4 to 32 bits that are read from memory once.
 
        out_RN[r] = bias_EN[e] + sum over k of x_RK[r][k] * W_e[n][k],   r in offsets_E[e] .. offsets_E[e + 1]
 
@@ -10,27 +10,14 @@
    Three ways to go about it, by the rows an expert has:
        few, ROWS      a dot product a row and column: weights go from memory through registers
        few, PANELS    register tiles straight from the packed weights, widened on the way
-       many           a block of weights is widened into panels in the cache, then multiplied with all rows
+       many, or 8 or 4 bits
+                      a block of weights is widened into panels in the cache, then multiplied with all rows
                       (the loops of Goto and van de Geijn, doi 10.1145/1356052.1356053)
 
-   Portable C with GCC's vector extensions: the compiler flags choose the instructions. Each element of the output is
-   summed by one thread in one order, so the number of threads does not change a bit of it. */
+   Each element of the output is summed by one thread in one order, so the number of threads does not change a bit. */
 
-#include <stdint.h>
-#include <string.h>
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
+#include "weights.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-
-enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
 enum layout { ROWS, COLUMNS, PANELS };
 
 enum {
@@ -48,30 +35,15 @@ enum {
     WORTH_A_TEAM = 1 << 16 /* multiplications below which one thread is faster */
 };
 
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
+/* All experts' matrices: values of `columns` a row, and with 8 or 4 bits `groups` scales, one for each `group`. */
+struct matrices {
+    const void *values;
+    const uint16_t *scales;
+    long columns, groups;
+    uint32_t group;
+};
 
 /* ---- weights to float32 ---- */
-
-INLINE long bytes_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
-
-INLINE const char *at(int dtype, const void *w, long index) { return (const char *)w + index * bytes_of(dtype); }
-
-INLINE vector load(int dtype, const void *w) {
-    if (dtype == FLOAT32) return *(const vector *)w;
-    if (dtype == BFLOAT16) return (vector)(__builtin_convertvector(*(const halves *)w, words) << 16);
-#if defined(__AVX512F__)
-    return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)w));
-#elif defined(__F16C__)
-    return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)w));
-#else
-    typedef _Float16 float16s __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-    return __builtin_convertvector(*(const float16s *)w, vector);
-#endif
-}
 
 /* A bfloat16 is the upper half of a float32: a word that holds two becomes two floats by a shift and a mask. */
 INLINE void load_paired(const void *w, vector pair[2]) {
@@ -90,12 +62,11 @@ INLINE void load_panel(int dtype, const void *w, vector row[2]) {
     }
 }
 
-INLINE float element(int dtype, const void *w, long index) {
-    float wide[LANES];
-    char narrow[4 * LANES] = {0};
-    memcpy(narrow, at(dtype, w, index), bytes_of(dtype));
-    *(vector *)wide = load(dtype, narrow);
-    return wide[0];
+/* Values k .. k + LANES of row n, counted over all experts. */
+INLINE vector load_row(int dtype, const struct matrices *w, long n, long k) {
+    vector values = load_at(dtype, w->values, n * w->columns + k);
+    if (dtype < INT8) return values;
+    return bf16(w->scales[n * w->groups + (uint32_t)k / w->group]) * values;
 }
 
 /* ---- register tiles: out[m][0 .. panels * PANEL) += x[m] . panels ---- */
@@ -152,16 +123,12 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #define FIRST (lanes){0, 1, 4, 5}
 #define SECOND (lanes){2, 3, 6, 7}
 
-INLINE void widen(int dtype, const void *w, float *wide, long count) {
-    for (long i = 0; i < count; i += LANES) *(vector *)(wide + i) = load(dtype, at(dtype, w, i));
-}
-
 /* W[n][k] -> panel[k][n], four rows at a time: more would fall on each other in the cache, their stride being even. */
-INLINE void transpose(int dtype, const void *w, long stride, long k_count, float *panel) {
+INLINE void transpose(int dtype, const struct matrices *w, long first, long k_first, long k_count, float *panel) {
     for (int n = 0; n < PANEL; n += 4)
         for (long k = 0; k < k_count; k += LANES) {
             float wide[4][LANES];
-            for (int i = 0; i < 4; i++) *(vector *)wide[i] = load(dtype, at(dtype, w, (n + i) * stride + k));
+            for (int i = 0; i < 4; i++) *(vector *)wide[i] = load_row(dtype, w, first + n + i, k_first + k);
             for (int i = 0; i < LANES; i += 4) {
                 quad a = *(quad *)&wide[0][i], b = *(quad *)&wide[1][i];
                 quad c = *(quad *)&wide[2][i], d = *(quad *)&wide[3][i];
@@ -176,17 +143,19 @@ INLINE void transpose(int dtype, const void *w, long stride, long k_count, float
         }
 }
 
-/* Columns n .. n + PANEL and k_count values of k from k on, as one panel in float32. */
-INLINE void fill_panel(int dtype, int layout, const void *w, long n, long n_count, long k, long k_total, long k_count,
-                       float *panel) {
-    if (layout == COLUMNS) {
+/* Columns n .. n + PANEL of the expert and k_count values of k from k on, as one panel in float32. */
+INLINE void fill_panel(int dtype, int layout, const struct matrices *w, long expert, long n, long n_count, long k,
+                       long k_total, long k_count, float *panel) {
+    if (layout == ROWS) {
+        transpose(dtype, w, expert * n_count + n, k, k_count, panel);
+    } else if (layout == COLUMNS) {
         for (long i = 0; i < k_count; i++)
-            widen(dtype, at(dtype, w, (k + i) * n_count + n), panel + i * PANEL, PANEL);
-    } else if (layout == ROWS) {
-        transpose(dtype, at(dtype, w, n * k_total + k), k_total, k_count, panel);
+            for (int half = 0; half < PANEL; half += LANES)
+                *(vector *)(panel + i * PANEL + half) = load_row(dtype, w, expert * k_total + k + i, n + half);
     } else {
+        const char *from = at(dtype, w->values, (expert * n_count + n) * k_total + k * PANEL);
         for (long i = 0; i < k_count; i++)
-            load_panel(dtype, at(dtype, w, n * k_total + (k + i) * PANEL), (vector *)(panel + i * PANEL));
+            load_panel(dtype, at(dtype, from, i * PANEL), (vector *)(panel + i * PANEL));
     }
 }
 
@@ -244,14 +213,13 @@ INLINE void dots(int dtype, const float *x, long x_stride, long rows, const void
 
 /* ---- one expert, columns first .. last ---- */
 
-INLINE long smaller(long a, long b) { return a < b ? a : b; }
-
-INLINE void columns_of(int dtype, int layout, long rows, long n_count, long k_count, const float *x, const void *w,
-                       const void *bias, float *out, long first, long last) {
+INLINE void columns_of(int dtype, int layout, long expert, long rows, long n_count, long k_count, const float *x,
+                       const struct matrices *matrices, float *out, long first, long last) {
+    const char *w = at(dtype, matrices->values, expert * n_count * k_count);
     _Alignas(64) float scratch[CHUNK * BLOCK_K];
     for (long m = 0; m < rows; m++)
         for (long n = first; n < last; n++) out[m * n_count + n] = 0;
-    if (layout == ROWS && rows <= DOT_ROWS) {
+    if (layout == ROWS && dtype < INT8 && rows <= DOT_ROWS) {
         for (long k = 0; k < k_count; k += DOT_K) {
             long depth = smaller(DOT_K, k_count - k);
             const float *x_k = x + k;
@@ -264,7 +232,7 @@ INLINE void columns_of(int dtype, int layout, long rows, long n_count, long k_co
                      depth, out + n, n_count);
         }
     } else if (layout == PANELS && rows <= DIRECT_ROWS) {
-        long beside = k_count * PANEL * bytes_of(dtype);
+        long beside = k_count * PANEL * bits_of(dtype) / 8;
         for (long n = first, width; n < last; n += width) {
             long panels = (last - n) / PANEL;
             width = rows == 1 && panels >= 4 ? 4 * PANEL : rows <= 3 && panels >= 2 ? 2 * PANEL : PANEL;
@@ -287,27 +255,34 @@ INLINE void columns_of(int dtype, int layout, long rows, long n_count, long k_co
         for (long k = 0; k < k_count; k += BLOCK_K) {
             long depth = smaller(BLOCK_K, k_count - k);
             for (long n = first; n < last; n += PANEL)
-                fill_panel(dtype, layout, w, n, n_count, k, k_count, depth, scratch + (n - first) * BLOCK_K);
+                fill_panel(dtype, layout, matrices, expert, n, n_count, k, k_count, depth,
+                           scratch + (n - first) * BLOCK_K);
             for (long m = 0; m < rows; m += BLOCK_ROWS)
                 for (long n = first; n < last; n += PANEL)
                     tiles(FLOAT32, 0, x + m * k_count + k, k_count, smaller(BLOCK_ROWS, rows - m),
                           scratch + (n - first) * BLOCK_K, depth, out + m * n_count + n, n_count);
         }
     }
-    if (bias)
-        for (long n = first; n < last; n++) {
-            float added = element(dtype, bias, n);
-            for (long m = 0; m < rows; m++) out[m * n_count + n] += added;
-        }
+}
+
+INLINE void add_bias(int dtype, const void *bias, long rows, long n_count, float *out, long first, long last) {
+    for (long n = first; n < last; n++) {
+        float added = element(dtype, bias, n);
+        for (long m = 0; m < rows; m++) out[m * n_count + n] += added;
+    }
 }
 
 /* ---- what Python calls ---- */
 
 int panel_width(void) { return PANEL; }
 
-/* n_count, and k_count but for COLUMNS, are multiples of PANEL; everything is contiguous; offsets[0] is 0. */
-void grouped_gemm(int dtype, int layout, int threads, long experts, long n_count, long k_count, const int32_t *offsets,
-                  const float *x, const void *w, const void *bias, float *out) {
+/* n_count, and k_count but for COLUMNS, are multiples of PANEL; everything is contiguous; offsets[0] is 0.
+   INT8 and INT4: no PANELS; `group` values of a stored row share one of the bfloat16 `scales`. */
+void grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long experts, long n_count, long k_count,
+                  long group, const int32_t *offsets, const float *x, const void *w, const uint16_t *scales,
+                  const void *bias, float *out) {
+    const long columns = layout == COLUMNS ? n_count : k_count;
+    const struct matrices matrices = {w, scales, columns, columns / group, group};
     long chunks = (n_count + CHUNK - 1) / CHUNK;
     if (offsets[experts] * n_count * k_count < WORTH_A_TEAM) threads = 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -315,18 +290,20 @@ void grouped_gemm(int dtype, int layout, int threads, long experts, long n_count
         long expert = task / chunks, first = task % chunks * CHUNK, last = smaller(first + CHUNK, n_count);
         long start = offsets[expert], rows = offsets[expert + 1] - offsets[expert];
         if (rows == 0) continue;
-        const char *matrix = at(dtype, w, expert * n_count * k_count);
-        const char *added = bias ? at(dtype, bias, expert * n_count) : 0;
         const float *x_rows = x + start * k_count;
         float *out_rows = out + start * n_count;
 #define CASE(DTYPE, LAYOUT) \
-    columns_of(DTYPE, LAYOUT, rows, n_count, k_count, x_rows, matrix, added, out_rows, first, last)
-#define LAYOUTS(DTYPE) \
-    if (layout == ROWS) CASE(DTYPE, ROWS); else if (layout == COLUMNS) CASE(DTYPE, COLUMNS); else CASE(DTYPE, PANELS)
-        if (dtype == FLOAT32) { LAYOUTS(FLOAT32); }
-        else if (dtype == BFLOAT16) { LAYOUTS(BFLOAT16); }
-        else { LAYOUTS(FLOAT16); }
-#undef LAYOUTS
+    columns_of(DTYPE, LAYOUT, expert, rows, n_count, k_count, x_rows, &matrices, out_rows, first, last)
+#define PLAIN(DTYPE) if (layout == ROWS) CASE(DTYPE, ROWS); else CASE(DTYPE, COLUMNS)
+#define PLAIN_OR_PACKED(DTYPE) if (layout == PANELS) CASE(DTYPE, PANELS); else PLAIN(DTYPE)
+        if (dtype == FLOAT32) { PLAIN_OR_PACKED(FLOAT32); }
+        else if (dtype == BFLOAT16) { PLAIN_OR_PACKED(BFLOAT16); }
+        else if (dtype == FLOAT16) { PLAIN_OR_PACKED(FLOAT16); }
+        else if (dtype == INT8) { PLAIN(INT8); }
+        else { PLAIN(INT4); }
+#undef PLAIN_OR_PACKED
+#undef PLAIN
 #undef CASE
+        if (bias) add_bias(bias_dtype, at(bias_dtype, bias, expert * n_count), rows, n_count, out_rows, first, last);
     }
 }

@@ -1,13 +1,13 @@
-"""The products of routed rows with their experts' matrices: one function, whatever the dtype and the processor.
+"""The products of routed rows with their experts' matrices: one function, whatever the weights and the processor.
 
     out_RN[r] = W_e @ rows_RK[r] + bias_EN[e]      for every row r of expert e, offsets_E[e] <= r < offsets_E[e + 1]
 
-| rows of an expert | float32, float16, bfloat16 | with native 16-bit products | not compiled |
-|---|---|---|---|
-| few | compiled | compiled | torch |
-| many | compiled | torch, in 16 bits | torch; 16-bit weights widened block by block |
+| rows of an expert | 16 or 32 bits | with native 16-bit products | 8 or 4 bits | not compiled |
+|---|---|---|---|---|
+| few | compiled | compiled | compiled, in integers | torch, on weights widened block by block |
+| many | compiled | torch, in 16 bits | compiled | torch, the same |
 
-Rows and results are float32 (float64 for float64 weights), so nothing is rounded between an expert's two products.
+Rows and results are float32 (float64 for float64 rows), so nothing is rounded between an expert's two products.
 """
 
 import itertools
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels.cpu import compiled
+from moe_codegen_kernels.quantised_weights import Quantised
+from moe_codegen_kernels.records import Matrices
 
 MANY_ROWS = 48  # rows of an expert from which native 16-bit products beat reading the weights into float32
+FEW_ROWS = 32  # rows of an expert up to which reading quantised weights once outweighs the speed of a dense product
 BLOCK_BYTES = 2**21  # of widened weights: they stay in the cache until they are multiplied
 
 
@@ -36,7 +39,7 @@ def touched(offsets_E: Tensor) -> Iterator[tuple[int, slice]]:
 
 def product(
     rows_RK: Tensor,
-    matrices: Tensor,
+    matrices: Matrices,
     bias_EN: Tensor | None,
     offsets_E: Tensor,
     *,
@@ -46,23 +49,26 @@ def product(
     """Each expert's rows times its matrix, plus its bias; rows of no expert are not written.
 
     rows_RK: (R, K) of the `wide` dtype. out_RN: where to put it.
-    matrices: (E, N, K), or (E, K, N) when `transposed`, or packed (E, N / P, K, P).
+    matrices: (E, N, K), or (E, K, N) when `transposed`, plain or quantised; or packed (E, N / P, K, P).
     """
-    packed = matrices.dim() == 4
+    packed = len(matrices.shape) == 4
     if out_RN is None:
         columns = matrices.shape[1] * matrices.shape[3] if packed else matrices.shape[2 if transposed else 1]
         out_RN = rows_RK.new_empty(rows_RK.shape[0], columns)
     layout = compiled.PANELS if packed else compiled.COLUMNS if transposed else compiled.ROWS
-    if packed or (
-        compiled.takes(rows_RK, matrices, layout, out_RN) and not _better_in_16_bits(matrices.dtype, offsets_E)
+    if (
+        isinstance(matrices, Quantised)
+        and compiled.takes_few(rows_RK, matrices, layout, out_RN)
+        and _are_few(offsets_E)
     ):
+        compiled.quantised_linear(rows_RK, matrices, bias_EN, offsets_E, out_RN)
+    elif packed or (compiled.takes(rows_RK, matrices, layout, out_RN) and not _better_in_16_bits(matrices, offsets_E)):
         compiled.grouped_gemm(rows_RK, matrices, layout, bias_EN, offsets_E, out_RN)
-        return out_RN
-    for expert, rows in touched(offsets_E):
-        matrix_NK = matrices[expert].T if transposed else matrices[expert]
-        _multiply(rows_RK[rows], matrix_NK, out_RN[rows])
-        if bias_EN is not None:
-            out_RN[rows] += bias_EN[expert]
+    else:
+        for expert, rows in touched(offsets_E):
+            _multiply(rows_RK[rows], matrices[expert], transposed, out_RN[rows])
+            if bias_EN is not None:
+                out_RN[rows] += bias_EN[expert]
     return out_RN
 
 
@@ -76,19 +82,29 @@ def outer_product(left_MN: Tensor, right_MK: Tensor, out_NK: Tensor) -> None:
         out_NK.copy_(wide_NK)
 
 
-def _better_in_16_bits(dtype: torch.dtype, offsets_E: Tensor) -> bool:
-    return compiled.is_native(dtype) and int(offsets_E.diff().max()) >= MANY_ROWS
+def _are_few(offsets_E: Tensor) -> bool:
+    return int(offsets_E.diff().max()) <= FEW_ROWS
 
 
-def _multiply(rows_MK: Tensor, matrix_NK: Tensor, out_MN: Tensor) -> None:
-    """out_MN = rows_MK @ matrix_NK.T. `out=` keeps an enclosing autocast from casting what is multiplied."""
-    if matrix_NK.dtype == rows_MK.dtype:
-        torch.mm(rows_MK, matrix_NK.T, out=out_MN)
-    elif compiled.is_native(matrix_NK.dtype):
-        narrow_MK = rows_MK.to(matrix_NK.dtype)
-        out_MN.copy_(torch.mm(narrow_MK, matrix_NK.T, out=narrow_MK.new_empty(out_MN.shape)))
+def _better_in_16_bits(matrices: Matrices, offsets_E: Tensor) -> bool:
+    return (
+        isinstance(matrices, Tensor) and compiled.is_native(matrices.dtype) and int(offsets_E.diff().max()) >= MANY_ROWS
+    )
+
+
+def _multiply(rows_MK: Tensor, matrix: Matrices, transposed: bool, out_MN: Tensor) -> None:
+    """out_MN = rows_MK @ matrix.T, or rows_MK @ matrix. `out=` keeps an enclosing autocast from casting anything."""
+    if isinstance(matrix, Quantised) and transposed:
+        matrix = matrix.to(rows_MK.dtype)
+    if isinstance(matrix, Tensor) and transposed:
+        matrix = matrix.T
+    if isinstance(matrix, Tensor) and matrix.dtype == rows_MK.dtype:
+        torch.mm(rows_MK, matrix.T, out=out_MN)
+    elif isinstance(matrix, Tensor) and compiled.is_native(matrix.dtype):
+        narrow_MK = rows_MK.to(matrix.dtype)
+        out_MN.copy_(torch.mm(narrow_MK, matrix.T, out=narrow_MK.new_empty(out_MN.shape)))
     else:
-        block = max(1, BLOCK_BYTES // (rows_MK.element_size() * matrix_NK.shape[1]))
-        for start in range(0, matrix_NK.shape[0], block):
+        block = max(1, BLOCK_BYTES // (rows_MK.element_size() * matrix.shape[1]))
+        for start in range(0, matrix.shape[0], block):
             columns = slice(start, start + block)
-            torch.mm(rows_MK, matrix_NK[columns].to(rows_MK.dtype).T, out=out_MN[:, columns])
+            torch.mm(rows_MK, matrix[columns].to(rows_MK.dtype).T, out=out_MN[:, columns])

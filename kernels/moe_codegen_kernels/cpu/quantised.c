@@ -8,34 +8,31 @@
 //     scale   bf16  (N, K / group)
 //     M rows of x, N rows of the weight, K values in each; K and group are multiples of BLOCK.
 //
-// Portable C with GCC's vector extensions; x86 needs two instructions by name.
+// x86 needs two instructions by name.
 
 #include <float.h>
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
+#include "weights.h"
 
-#define BLOCK 32
 #define ROWS_AT_ONCE 4           // of x, for each weight that is read
 #define AHEAD 1024               // bytes; prefetched, for the hardware stops at every page
 #define CHUNK 128                // rows of the weight that a thread takes at a time
 #define WORTH_THREADS (1 << 18)  // products
-#define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(32), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(32), aligned(4)));
 typedef int16_t shorts __attribute__((vector_size(32), aligned(2)));
-typedef int8_t bytes __attribute__((vector_size(16), aligned(1)));
+typedef int8_t chars __attribute__((vector_size(16), aligned(1)));
 
 INLINE shorts widen(const int8_t *at) {
 #ifdef __AVX2__
     return (shorts)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));
 #else
-    return __builtin_convertvector(*(const bytes *)at, shorts);
+    return __builtin_convertvector(*(const chars *)at, shorts);
 #endif
 }
 
@@ -47,13 +44,6 @@ INLINE ints multiply_pairs(shorts a, shorts b) {
     ints left = (ints)a, right = (ints)b;
     return ((left << 16) >> 16) * ((right << 16) >> 16) + (left >> 16) * (right >> 16);
 #endif
-}
-
-INLINE float bf16(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
 }
 
 INLINE float total(floats v) {
@@ -120,11 +110,11 @@ static void round_to_shorts(const float *x, long count, int16_t *rounded, float 
     }
 }
 
-// Each of `count` experts times its rows bounds[i] .. bounds[i + 1] of x; weight and scale hold all experts.
-// Returns 0, or 1 where there is no memory for the rounded x.
-int quantised_linear(int bits, int threads, long count, long N, long K, long group, const long *experts,
-                     const long *bounds, const int8_t *weight, const uint16_t *scales, const float *x, float *out) {
-    const long row_bytes = K * bits / 8, groups = K / group, blocks = K / BLOCK, M = bounds[count];
+// As `grouped_gemm`, of INT8 or INT4 in rows. Returns 0, or 1 where there is no memory for the rounded x.
+int quantised_linear(int dtype, int bias_dtype, int threads, long experts, long N, long K, long group,
+                     const int32_t *offsets, const float *x, const int8_t *weight, const uint16_t *scales,
+                     const void *bias, float *out) {
+    const long row_bytes = K * bits_of(dtype) / 8, groups = K / group, blocks = K / BLOCK, M = offsets[experts];
     const long chunks = (N + CHUNK - 1) / CHUNK;
     int16_t *rounded = malloc(M * K * sizeof *rounded);
     float *x_scales = malloc(M * blocks * sizeof *x_scales);
@@ -135,37 +125,21 @@ int quantised_linear(int bits, int threads, long count, long N, long K, long gro
     }
     round_to_shorts(x, M * K, rounded, x_scales);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (M * N * K > WORTH_THREADS)
-    for (long task = 0; task < count * chunks; task++) {
-        const long i = task / chunks, first = task % chunks * CHUNK, end = first + CHUNK < N ? first + CHUNK : N;
-        for (long n = first; n < end; n++)
-            for (long m = bounds[i]; m < bounds[i + 1]; m += ROWS_AT_ONCE) {
-                const long rows = bounds[i + 1] - m < ROWS_AT_ONCE ? bounds[i + 1] - m : ROWS_AT_ONCE;
-                const long row = experts[i] * N + n;
-                dots(rows, bits, rounded + m * K, x_scales + m * blocks, weight + row * row_bytes,
-                     scales + row * groups, group, K, out + m * N + n, N);
-            }
+    for (long task = 0; task < experts * chunks; task++) {
+        const long expert = task / chunks, first = task % chunks * CHUNK, last = smaller(first + CHUNK, N);
+        const long start = offsets[expert], end = offsets[expert + 1];
+        if (start == end) continue;
+        for (long n = first; n < last; n++) {
+            const long row = expert * N + n;
+            const float added = bias ? element(bias_dtype, bias, row) : 0;
+            for (long m = start; m < end; m += ROWS_AT_ONCE)
+                dots(smaller(ROWS_AT_ONCE, end - m), bits_of(dtype), rounded + m * K, x_scales + m * blocks,
+                     weight + row * row_bytes, scales + row * groups, group, K, out + m * N + n, N);
+            if (bias)
+                for (long m = start; m < end; m++) out[m * N + n] += added;
+        }
     }
     free(rounded);
     free(x_scales);
     return 0;
-}
-
-// out[n][k] = scale[n][k / group] * weight[n][k]
-void dequantise(int bits, int threads, long N, long K, long group, const int8_t *weight, const uint16_t *scales,
-                float *out) {
-    const long blocks = K / BLOCK, bytes_in_block = BLOCK * bits / 8;
-#pragma omp parallel for num_threads(threads) if (N * K > WORTH_THREADS)
-    for (long n = 0; n < N; n++)
-        for (long b = 0; b < blocks; b++) {
-            const int8_t *from = weight + (n * blocks + b) * bytes_in_block;
-            const float scale = bf16(scales[(n * K + b * BLOCK) / group]);
-            float *to = out + n * K + b * BLOCK;
-            if (bits == 8)
-                for (int i = 0; i < BLOCK; i++) to[i] = scale * from[i];
-            else
-                for (int i = 0; i < BLOCK / 2; i++) {
-                    to[i] = scale * ((int8_t)(from[i] << 4) >> 4);
-                    to[i + BLOCK / 2] = scale * (from[i] >> 4);
-                }
-        }
 }

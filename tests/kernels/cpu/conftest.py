@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_codegen_kernels.cpu import compiled, quantised
+from moe_codegen_kernels.cpu import compiled
 
 BUILD_SCRIPT = Path(__file__).parents[3] / "kernels" / "build_cpu.py"
 
@@ -34,7 +34,7 @@ def cpu_path(request, monkeypatch, tmp_path):
     """Run the test on each way; its name."""
     folder = request.getfixturevalue("compiled_folder") if request.param == "compiled" else tmp_path
     monkeypatch.setattr(compiled, "FOLDER", folder)
-    caches = (compiled.load, compiled._library, compiled.panel_width, quantised._kernels)
+    caches = (compiled.load, compiled._library, compiled.panel_width, compiled._quantised)
     for cache in caches:
         cache.cache_clear()
     yield request.param

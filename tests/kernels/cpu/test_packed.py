@@ -71,7 +71,8 @@ def test_compiled_without_graph_breaks():
 
 def test_opcheck():
     packed = packed_of(make_problem(6, 64, 96, load="sentinels").to(torch.bfloat16))
-    torch.library.opcheck(torch.ops.moe_codegen.packed_expert_ffn.default, (*packed.arguments(), "gelu_tanh", False))
+    arguments = (*packed.arguments(), "gelu_tanh", False, False, False)
+    torch.library.opcheck(torch.ops.moe_codegen.expert_ffn.default, arguments)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_codegen_kernels import ACTIVATIONS, oracle, quantise_weight, quantised_expert_ffn
-from moe_codegen_kernels.cpu import quantised as cpu
+from moe_codegen_kernels.cpu import compiled
 from moe_codegen_kernels.quantised import quantised_expert_ffn_backward_wide, quantised_expert_ffn_wide
 from tests.kernels.problems import LOADS, Problem, make_problem, relative_error
 
@@ -94,7 +94,7 @@ def test_a_layer_large_enough_for_threads_gives_the_same_bits_on_any_number_of_t
             outputs.append(quantised_expert_ffn(*quantised.arguments(), **quantised.kind))
         finally:
             torch.set_num_threads(threads)
-    monkeypatch.setattr(cpu, "_kernels", lambda: None)
+    monkeypatch.setattr(compiled, "_quantised", lambda: "not here")
     truth = quantised_expert_ffn(*quantised.arguments(), **quantised.kind)
     assert torch.equal(*outputs) or cpu_path == "torch"  # whose products are summed as its library likes
     assert relative_error(outputs[0], truth) < TOLERANCE[torch.float32]
