@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, evaluate, extract, generate, inspect, quantise, report, tune, upcycle, verify
+from moe_codegen.cli import demo, extract, generate, inspect, quantise, report, tune, upcycle, verify
 from moe_codegen.cli.console import show_warning
 from moe_codegen.errors import MoECodegenError
 
@@ -63,7 +63,7 @@ app.command(rich_help_panel="Run")(tune.tune)
 app.command(rich_help_panel="Run")(demo.demo)
 _add_verbs("data", "data", "Code data: from a dataset or repositories to training batches")
 _add_verbs("train", "train", "Train experts, the mixture of them, and their dense rival")
-app.add_typer(evaluate.app, name="evaluate", rich_help_panel=TRAINING)
+_add_verbs("evaluate", "evaluate", "Run what models write, measure them on held-out files, compare them")
 app.command(rich_help_panel=TRAINING)(report.report)
 
 
