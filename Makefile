@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test gpu-test kernels-verify lint bench clean
 
-$(INSTALLED): pyproject.toml constraints.txt $(wildcard kernels/moe_codegen_kernels/cpu/*.c)
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard kernels/moe_codegen_kernels/cpu/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
