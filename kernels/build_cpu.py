@@ -34,11 +34,12 @@ def compile_kernels(folder: Path = FOLDER, builds: tuple[str, ...] | None = None
     builds = BUILDS.get(platform.machine(), ()) if builds is None else builds
     for source, build in itertools.product(SOURCES, builds):
         library = folder / f"{source.stem}.{build}.so"
-        objects = library.with_suffix(".o")
+        objects, linked = library.with_suffix(".o"), library.with_suffix(".new")
         try:
             compile_it = [*compiler, *FLAGS, f"-march={build}", "-c", str(source), "-o", str(objects)]
             subprocess.run(compile_it, check=True, capture_output=True, text=True)
-            subprocess.run([*compiler, "-shared", str(objects), "-o", str(library)], check=True, capture_output=True)
+            subprocess.run([*compiler, "-shared", str(objects), "-o", str(linked)], check=True, capture_output=True)
+            linked.replace(library)  # whole or not at all: another process may be loading it
         except subprocess.CalledProcessError as failure:
             print(f"{library.name} was not built: {failure.stderr}")
         else:

@@ -7,6 +7,7 @@ here runs through torch; `describe_cpu_path` says which of the two it is, and wh
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,27 +132,7 @@ def grouped_gemm(
         )
     library = _library()
     assert isinstance(library, ctypes.CDLL)
-    if isinstance(matrices, Quantised):
-        dtype, group, weights, scales = _of_quantised(matrices)
-    else:
-        dtype, group, weights, scales = DTYPES[matrices.dtype], 1, matrices.data_ptr(), None
-    bias_EN = None if bias_EN is None else bias_EN.contiguous()
-    library.grouped_gemm(
-        dtype,
-        layout,
-        0 if bias_EN is None else DTYPES[bias_EN.dtype],
-        torch.get_num_threads(),
-        offsets_E.numel() - 1,
-        out_RN.shape[1],
-        rows_RK.shape[1],
-        group,
-        offsets_E.data_ptr(),
-        rows_RK.data_ptr(),
-        weights,
-        scales,
-        None if bias_EN is None else bias_EN.data_ptr(),
-        out_RN.data_ptr(),
-    )
+    _call(library.grouped_gemm, (layout,), rows_RK, matrices, bias_EN, offsets_E, out_RN)
 
 
 def quantised_linear(
@@ -160,10 +141,29 @@ def quantised_linear(
     """The same for few rows, which are rounded to 16 bits, and inputs that it `takes_few`."""
     library = _quantised()
     assert isinstance(library, ctypes.CDLL)
-    dtype, group, weights, scales = _of_quantised(matrices)
-    bias_EN = None if bias_EN is None else bias_EN.contiguous()
-    failed = library.quantised_linear(
+    if _call(library.quantised_linear, (), rows_RK, matrices, bias_EN, offsets_E, out_RN):
+        raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in 16 bits")
+
+
+def _call(
+    function: Any,
+    layout: tuple[int, ...],
+    rows_RK: Tensor,
+    matrices: Matrices,
+    bias_EN: Tensor | None,
+    offsets_E: Tensor,
+    out_RN: Tensor,
+) -> Any:
+    """What C returns; both of its functions take the same, but that one knows several layouts."""
+    if isinstance(matrices, Quantised):
+        dtype, group = QUANTISED[matrices.stored.dtype], matrices.group
+        weights, scales = matrices.stored.data_ptr(), matrices.scales.data_ptr()
+    else:
+        dtype, group, weights, scales = DTYPES[matrices.dtype], 1, matrices.data_ptr(), None
+    bias_EN = None if bias_EN is None else bias_EN.contiguous()  # held by this name until C is done
+    return function(
         dtype,
+        *layout,
         0 if bias_EN is None else DTYPES[bias_EN.dtype],
         torch.get_num_threads(),
         offsets_E.numel() - 1,
@@ -177,10 +177,3 @@ def quantised_linear(
         None if bias_EN is None else bias_EN.data_ptr(),
         out_RN.data_ptr(),
     )
-    if failed:
-        raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in 16 bits")
-
-
-def _of_quantised(matrices: Quantised) -> tuple[int, int, int, int]:
-    stored, scales = matrices.stored, matrices.scales
-    return QUANTISED[stored.dtype], matrices.group, stored.data_ptr(), scales.data_ptr()
