@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -85,22 +83,3 @@ def test_prepare_and_report(tmp_path):
     result = CliRunner().invoke(app, told)
     assert [stage["verb"] for stage in json.loads(result.output)["stages"]] == ["clean", "dedup"]
     assert (tmp_path / "report" / "report.md").exists()
-
-
-WITHOUT_EXTRA = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "pyarrow":
-            raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow")
-sys.meta_path.insert(0, Missing())
-from moe_codegen.cli import main
-sys.argv = ["moe-codegen", "data", "clean", "in", "out"]
-main()
-"""
-
-
-def test_without_the_extra_the_other_verbs_load_and_data_says_what_to_install():
-    result = subprocess.run([sys.executable, "-c", WITHOUT_EXTRA], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "pip install 'moe-codegen[data]'" in result.stderr
