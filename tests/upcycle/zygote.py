@@ -6,6 +6,7 @@ as it begins, and, when the child has ended, "status" and what `os.waitpid` give
 
 import json
 import os
+import signal
 import sys
 import time
 
@@ -26,6 +27,7 @@ def convert(task):
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
