@@ -6,7 +6,7 @@ OUT/
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def run(
     done: list[EvaluatedModel] = []
     with open_bench(languages, settings.execution) as bench:
         for name, source in models.items():
-            loaded, folder = load(source, replace(settings.model, name=name)), out / name
+            loaded, folder = load(source, settings.model, name), out / name
             programs = generate(
                 loaded,
                 folder,
