@@ -30,8 +30,8 @@ def bands(shingles: Shingles, permutations: int, count: int, rows: int) -> np.nd
     if count * rows > permutations:
         raise ValueError(f"{count} bands of {rows} rows need {count * rows} permutations, not {permutations}")
     files = len(shingles.words)
-    offsets = shingles.offsets.astype(np.uint64)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles.hashes_G, offsets, permutations, _SEED)
+    hashes_G, offsets = (array.astype(np.uint64) for array in (shingles.hashes_G, shingles.offsets))
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes_G, offsets, permutations, _SEED)
     signatures = np.array(matrix.to_rows(), np.uint64).reshape(files, permutations)
     cut = signatures[:, : count * rows].reshape(files, count, rows)
     keys = np.zeros((files, count), np.uint64)
