@@ -13,9 +13,6 @@ import pyarrow as pa
 from moe_codegen.data.rows.batch import text_buffer
 
 NGRAM = 5  # words
-_WORD = np.frombuffer(
-    bytes(byte >= 128 or chr(byte).isalnum() or chr(byte) == "_" for byte in range(256)), np.uint8
-)  # 1 for the bytes of words
 _MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)  # the first `count` bytes of a word of 8
 _MIX, _STEP, _HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(32)
 _LONGEST = 64  # bytes of a word that are hashed: beyond lie only encoded data
@@ -76,10 +73,13 @@ def _block(data_N: np.ndarray, offsets: np.ndarray) -> Shingles:
 
 def _words(padded: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each word starts and ends in the data; a word ends with its file."""
-    inside = np.frombuffer(padded.tobytes().translate(_WORD.tobytes()), np.uint8)
+    inside = ((padded | 0x20) - np.uint8(ord("a"))) < 26  # unsigned arithmetic wraps: one comparison tests a range
+    inside |= (padded - np.uint8(ord("0"))) < 10
+    inside |= padded >= 128
+    inside |= padded == ord("_")
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     cut = np.unique(offsets[1:-1])
-    cut = cut[(inside[cut] != 0) & (inside[cut + 1] != 0)]
+    cut = cut[inside[cut] & inside[cut + 1]]
     if len(cut):
         edges = np.sort(np.concatenate([edges, cut, cut]), kind="stable")
     return edges[0::2], edges[1::2]

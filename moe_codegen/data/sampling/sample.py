@@ -175,7 +175,8 @@ def choose_unit(unit: Unit, number: int, folder: Path, chosen: Path) -> Record:
         taken = np.isin(first + numbers, wanted)
         kept = sound.rows.filter(taken)
         output.keep(kept)
-        output.drop([*dropped, *(Dropped.of(sound, int(row), "not_sampled") for row in np.flatnonzero(~taken))])
+        left = np.flatnonzero(~taken).tolist()
+        output.drop([*dropped, *Dropped.of(sound, dict.fromkeys(left, "not_sampled"))])
         first += batch.rows.num_rows
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, kept.num_rows)
     return output.close()

@@ -112,8 +112,7 @@ def divide_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, 
         near[~held] = index.nearest(*_sets(sound.rows.column("content").filter(pa.array(~held))), settings.similarity)
         output.keep(sound.rows.filter(pa.array(held)), VALIDATION)
         output.keep(sound.rows.filter(pa.array(~held & (near == 0))), TRAIN)
-        for row in np.flatnonzero(near).tolist():
-            dropped.append(Dropped.of(sound, row, "near_validation", {"similarity": float(near[row])}))
-        output.drop(dropped)
+        details = {row: {"similarity": float(near[row])} for row in np.flatnonzero(near).tolist()}
+        output.drop([*dropped, *Dropped.of(sound, dict.fromkeys(details, "near_validation"), details)])
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, int(np.sum(near == 0)))
     return output.close()
