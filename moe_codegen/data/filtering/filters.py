@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from moe_codegen.data.filtering.measures import Measures, measure
 from moe_codegen.data.rows.batch import Batch, Dropped, split_sound, text_buffer
-from moe_codegen.data.rows.languages import canonical_language
 from moe_codegen.data.rows.licenses import is_permissive
+from moe_codegen.languages import canonical_language
 from moe_codegen.settings import check_between, setting
 
 # Regular expressions of Arrow (RE2), looked for in a whole column at once.
