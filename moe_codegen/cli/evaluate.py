@@ -43,7 +43,10 @@ app = typer.Typer(
     name="evaluate", help="Run what a model writes: MultiPL-E, pass@k, comparisons.", no_args_is_help=True
 )
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Dense or mixture: a folder or hub id.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="[NAME=]MODEL", help="Dense or mixture: a folder or hub id; NAME for tables."),
+]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder, or a started run.")]
 DirArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A run, or a folder with MultiPL-E's files.")]
 Ks = Annotated[list[int] | None, typer.Option("--k", help="pass@k for this k; may be given again.", min=1)]
@@ -125,8 +128,11 @@ def generate_command(
 ) -> None:
     """Only write the completions, as MultiPL-E's files; needs no sandbox and no compiler."""
     _quiet_libraries()
+    name, model = _name_and_source(model)
     with count_bar(console.messages) as progress:
-        report = generate(model, out, problems, sampling, model_settings, execute=False, on_progress=progress)
+        report = generate(
+            model, out, problems, sampling, model_settings, name=name, execute=False, on_progress=progress
+        )
     if as_json:
         console.print_json(_run_record(report))
         return
@@ -191,8 +197,9 @@ def measure_command(
     except ModuleNotFoundError as missing:
         raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate]'") from missing
     _quiet_libraries()
+    name, model = _name_and_source(model)
     with count_bar(console.messages) as progress:
-        records = measure(model, data, out, settings, model_settings, on_progress=progress)
+        records = measure(model, data, out, settings, model_settings, name=name, on_progress=progress)
     found = [each for record in records.values() for each in estimates(record)]
     if as_json:
         console.print_json({"estimates": [dataclasses.asdict(each) for each in found]})
@@ -233,16 +240,19 @@ def codebleu_command(
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:
-    """Name -> model, of [NAME=]MODEL. Raises `ConfigError` for a name that two of them have."""
+    """Name -> model. Raises `ConfigError` for a name that two of them have."""
     named: dict[str, str] = {}
-    for text in models:
-        name, equals, source = text.partition("=")
-        if not equals or Path(text).exists():
-            name, source = Path(text).name, text
+    for name, source in map(_name_and_source, models):
         if name in named:
             raise ConfigError(f"two models are called {name}; give one a name of its own: NAME={source}")
         named[name] = source
     return named
+
+
+def _name_and_source(text: str) -> tuple[str, str]:
+    """Of [NAME=]MODEL; a folder whose own name has a `=` is itself."""
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and not Path(text).exists() else (Path(text).name, text)
 
 
 def _quiet_libraries() -> None:
