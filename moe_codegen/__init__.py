@@ -6,6 +6,7 @@ from moe_codegen.modeling import MoEForCausalLM as MoEForCausalLM
 from moe_codegen.moe import pack_experts as pack_experts
 from moe_codegen.moe import register_experts_implementation
 from moe_codegen.moe import unpack_experts as unpack_experts
+from moe_codegen.upcycle import export as export
 from moe_codegen.upcycle import extract as extract
 from moe_codegen.upcycle import quantise as quantise
 from moe_codegen.upcycle import upcycle as upcycle

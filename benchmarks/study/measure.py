@@ -3,7 +3,6 @@
 Dimensions: E experts, G languages.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -87,24 +86,12 @@ class Measures:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             np.save(path, measure().nats)
-        return self._with(np.load(path))
-
-    def _with(self, nats: np.ndarray) -> DocumentLosses:
-        encoded = self.encoded
-        return DocumentLosses(
-            names=tuple(one.name for one in encoded),
-            repositories=tuple(one.repository for one in encoded),
-            languages=tuple(one.language for one in encoded),
-            nats=nats,
-            tokens=np.array([len(one.ids) for one in encoded]),
-            bytes=np.array([one.num_bytes for one in encoded]),
-        )
+        return DocumentLosses.of_documents(self.encoded, np.load(path))
 
     def _by_language(self, nats: dict[str, np.ndarray]) -> DocumentLosses:
         """Losses whose files of each language are taken from that language's array."""
-        losses = self._with(np.zeros(len(self.encoded)))
         chosen = np.array([nats[one.language][place] for place, one in enumerate(self.encoded)])
-        return replace(losses, nats=chosen)
+        return DocumentLosses.of_documents(self.encoded, chosen)
 
 
 def load(folder: Path) -> PreTrainedModel:

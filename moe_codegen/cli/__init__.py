@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli import demo, extract, generate, inspect, quantise, report, tune, upcycle, verify
+from moe_codegen.cli import demo, export, extract, generate, inspect, quantise, report, tune, upcycle, verify
 from moe_codegen.cli.console import show_warning
 from moe_codegen.errors import MoECodegenError
 
@@ -56,7 +56,7 @@ def _add_verbs(name: str, extra: str, summary: str) -> None:
             raise MoECodegenError(message)
 
 
-for verb in (upcycle.upcycle, verify.verify, inspect.inspect, extract.extract, quantise.quantise):
+for verb in (upcycle.upcycle, verify.verify, inspect.inspect, extract.extract, export.export, quantise.quantise):
     app.command(rich_help_panel="Convert")(verb)
 app.command(rich_help_panel="Run")(generate.generate)
 app.command(rich_help_panel="Run")(tune.tune)

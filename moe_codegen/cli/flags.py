@@ -20,11 +20,12 @@ def keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) 
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
-def flags_of(settings_class: type, *, overriding: bool = False) -> list[inspect.Parameter]:
+def flags_of(settings_class: type, *, overriding: bool = False, panel: str | None = None) -> list[inspect.Parameter]:
     """A keyword parameter for each field; a tuple is a flag that may be repeated, a mapping one of NAME=VALUE.
 
     With `overriding` the flags override a file, so each is None unless given. A field that is itself settings stands
-    for its own fields; a flag that two of them share is there once, and goes to both.
+    for its own fields, which `--help` shows in a `panel` of its name; a flag that two of them share is there once, and
+    goes to both.
     """
     hints = typing.get_type_hints(settings_class)
     parameters: list[inspect.Parameter] = []
@@ -36,12 +37,12 @@ def flags_of(settings_class: type, *, overriding: bool = False) -> list[inspect.
             hint, default = list[str], [f"{key}={value}" for key, value in default.items()]
         if dataclasses.is_dataclass(hint):  # a part, whose fields are flags of the whole
             taken = {parameter.name for parameter in parameters}
-            parameters += [flag for flag in flags_of(hint) if flag.name not in taken]  # type: ignore[arg-type]
+            parameters += [flag for flag in flags_of(hint, panel=field.name.capitalize()) if flag.name not in taken]  # type: ignore[arg-type]
             continue
         help = field.metadata["help"]
         if overriding:
             hint, default = hint | None, None
-        parameters.append(keyword(field.name, Annotated[hint, typer.Option(help=help)], default))
+        parameters.append(keyword(field.name, Annotated[hint, typer.Option(help=help, rich_help_panel=panel)], default))
     return parameters
 
 

@@ -52,6 +52,7 @@ def generate(
     model_settings: ModelSettings | None = None,
     execution: ExecutionSettings | None = None,
     *,
+    name: str = "",
     execute: bool = True,
     bench: Bench | None = None,
     on_progress: OnProgress = lambda title, done, total: None,
@@ -64,6 +65,7 @@ def generate(
         model: dense or mixture, a folder or Hub id, as `load_model` takes it; or one that is loaded.
         out: the run's folder; its files are described in `run_folder`.
         problems, sampling, model_settings, execution: None takes the defaults.
+        name: the model's, in folders and tables; empty: its folder's.
         execute: False only generates, and needs no sandbox and no compiler.
         bench: where programs are judged; None opens one as `execution` says.
         on_progress: called with what is going on, how much is done, and of how much.
@@ -79,7 +81,7 @@ def generate(
     rows = {language.name: _problems(problems, language.name) for language in languages}
     out, opened = Path(out), contextlib.nullcontext(bench)
     with open_bench(languages, execution) if execute and bench is None else opened as bench:
-        loaded = load(model, model_settings)
+        loaded = load(model, model_settings, name)
         writer = Writer(loaded.model, loaded.tokenizer, sampling)
         writer.check([problem for some in rows.values() for problem in some])
         record = RunRecord(

@@ -29,13 +29,13 @@ class LoadedModel:
     record: dict[str, Any]
 
 
-def load(source: str | Path | LoadedModel, settings: ModelSettings) -> LoadedModel:
-    """The model of a folder or Hub id, as `load_model` takes it; one that is loaded already as it is."""
+def load(source: str | Path | LoadedModel, settings: ModelSettings, name: str = "") -> LoadedModel:
+    """The model of a folder or Hub id, called `name` or as its folder is; one that is loaded already as it is."""
     if isinstance(source, LoadedModel):
         return source
     dtype = getattr(torch, settings.dtype) if settings.dtype else None
     model, tokenizer = load_model(source, dtype, settings.device)
-    name = settings.name or Path(source).name
+    name = name or Path(source).name
     return LoadedModel(name, model, tokenizer, describe_model(model, source, name))
 
 

@@ -6,11 +6,10 @@ OUT/
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.checkpoint import resolve_source
 from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.comparison import Comparison, compare_folders
 from moe_codegen.evaluation.execution.bench import OnProgress, open_bench
@@ -23,6 +22,7 @@ from moe_codegen.evaluation.problems import read_problems
 from moe_codegen.evaluation.report import write_report
 from moe_codegen.evaluation.scores import LanguageScores, score_folder
 from moe_codegen.evaluation.settings import RunSettings
+from moe_codegen.generation import check_model
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def run(
     if not models:
         raise ConfigError("no model to evaluate; give at least one")
     for source in models.values():
-        resolve_source(source)
+        check_model(source)
     languages = [find_language(name) for name in dict.fromkeys(settings.problems.languages)]
     for language in languages:
         read_problems(settings.problems.dataset, language.name, settings.problems.problems)
@@ -92,7 +92,7 @@ def run(
     done: list[EvaluatedModel] = []
     with open_bench(languages, settings.execution) as bench:
         for name, source in models.items():
-            loaded, folder = load(source, replace(settings.model, name=name)), out / name
+            loaded, folder = load(source, settings.model, name), out / name
             programs = generate(
                 loaded,
                 folder,

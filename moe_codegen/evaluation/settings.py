@@ -54,7 +54,6 @@ class ModelSettings:
     batch_size: int = setting(16, "completions written at a time")
     dtype: str | None = setting(None, "float32, bfloat16 or float16; otherwise the checkpoint's")
     device: str | None = setting(None, "such as cpu or cuda:1; otherwise the accelerator")
-    name: str | None = setting(None, "the model's name in folders and tables; otherwise its folder's")
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -40,6 +40,18 @@ class DocumentLosses:
     tokens: np.ndarray
     bytes: np.ndarray
 
+    @classmethod
+    def of_documents(cls, documents: Sequence[EncodedDocument], nats: np.ndarray) -> "DocumentLosses":
+        """`nats` beside what is known of the documents."""
+        return cls(
+            names=tuple(document.name for document in documents),
+            repositories=tuple(document.repository for document in documents),
+            languages=tuple(document.language for document in documents),
+            nats=nats,
+            tokens=np.array([len(document.ids) for document in documents]),
+            bytes=np.array([document.num_bytes for document in documents]),
+        )
+
     def size(self, unit: Unit) -> np.ndarray:
         """What a document's loss is divided by: its tokens, or its bytes times ln 2, which makes bits of nats."""
         return self.tokens.astype(np.float64) if unit == "token" else self.bytes * math.log(2)
@@ -97,14 +109,7 @@ def document_losses(
             numbers += batch.documents
             on_windows(len(batch.documents))
     nats_by_document = np.bincount(numbers, weights=torch.cat(nats).double().cpu().numpy(), minlength=len(documents))
-    return DocumentLosses(
-        names=tuple(document.name for document in documents),
-        repositories=tuple(document.repository for document in documents),
-        languages=tuple(document.language for document in documents),
-        nats=nats_by_document,
-        tokens=np.array([len(document.ids) for document in documents]),
-        bytes=np.array([document.num_bytes for document in documents]),
-    )
+    return DocumentLosses.of_documents(documents, nats_by_document)
 
 
 def losses_by_language(losses: DocumentLosses, unit: Unit = "token") -> dict[str, Interval]:

@@ -6,8 +6,8 @@ Dimensions: E experts, G groups of tokens (such as languages). Functions of `cou
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
-from moe_codegen.metrics.assignment import best_assignment
 from moe_codegen.metrics.load import LoadCounts
 
 DEAD_BELOW = 0.01  # of an equal share
@@ -64,9 +64,10 @@ def assignment_accuracy(counts_GE: np.ndarray) -> tuple[float, list[int | None]]
         The accuracy, and for each group its expert; None for a group left without, where there are more than experts.
     """
     shares_GE = expert_shares(counts_GE)
-    experts = best_assignment(shares_GE)
-    right = sum(shares_GE[group, expert] for group, expert in enumerate(experts) if expert is not None)
-    return float(right / len(shares_GE)), experts
+    groups, experts = linear_sum_assignment(shares_GE, maximize=True)
+    expert_of = dict(zip(groups.tolist(), experts.tolist(), strict=True))
+    accuracy = float(shares_GE[groups, experts].sum() / len(shares_GE))
+    return accuracy, [expert_of.get(group) for group in range(len(shares_GE))]
 
 
 def load_summary(counts: LoadCounts) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The configuration of a mixture: its dense family's fields, and these."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from moe_codegen.architectures import ARCHITECTURES, Architecture
 from moe_codegen.errors import ConfigError
+from moe_codegen.modeling.auto_map import MODULE, auto_map_of, module_of
 
 MODEL_TYPE_PREFIX = "moe_"
 
@@ -83,6 +85,7 @@ class MoEConfig(PreTrainedConfig):
             self.moe_intermediate_size = self.architecture.ffn.width_of(self)
         if self.moe_layers is not None:
             self.moe_layers = sorted(self.moe_layers)
+        self.auto_map = auto_map_of(self.architecture.class_prefix)
         self.check()
 
     @classmethod
@@ -131,6 +134,15 @@ class MoEConfig(PreTrainedConfig):
         for field in ("model_type", "architectures", "transformers_version", "auto_map"):
             dense.pop(field, None)
         return config_class_of(config.model_type)(**{**dense, **fields})
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write `config.json`, and beside it the file that its `auto_map` names."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        (Path(save_directory) / f"{MODULE}.py").write_text(module_of(self.architecture.class_prefix))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: a class registered like this would have its source copied beside every configuration saved."""
 
     @property
     def sparse_layers(self) -> list[int]:

@@ -9,6 +9,7 @@ from moe_codegen.cli import app
 FLAGS = {
     "inspect": ["paths", "--json"],
     "quantise": ["source", "out", "--bits", "--group-size", "--max-shard-size", "--json"],
+    "export": ["source", "out", "--max-shard-size", "--json"],
     "generate": [
         "path",
         "prompt",

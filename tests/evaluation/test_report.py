@@ -1,6 +1,7 @@
 """A report holds what the folders say, whole in one file, with what models wrote as text and never as markup."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -160,6 +161,13 @@ def test_wins_and_losses_come_with_both_programs(folders, page):
     assert (win.first, win.second, win.kinds) == ((0, 2), (2, 2), ("Exception", "Passed"))
     assert Line("+", "    return a + b") in win.diff
     assert "moe 2 of 2" in page.read_text()
+
+
+def test_languages_without_a_difference_share_one_sentence(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "twin")
+    page = write_report([folders[0], tmp_path / "twin"], tmp_path / "report.html")[0].read_text()
+    assert "equally often in humaneval py (dense (twin) against dense (dense))." in " ".join(page.split())
+    assert "problem by problem" not in page
 
 
 def test_failures_are_counted_and_passed_comes_first(folders):

@@ -1,5 +1,7 @@
 """One command for everything: what the halves left is taken up, nothing is done twice, and the report holds it all."""
 
+import shutil
+
 import pytest
 
 from moe_codegen import upcycle
@@ -59,10 +61,13 @@ def test_two_models_are_measured_compared_and_reported_and_again_nothing_is_done
 
 
 @needs("py")
-def test_a_rival_that_is_not_there_is_noticed_before_the_first_begins(world, tmp_path):
+def test_a_rival_that_cannot_be_used_is_noticed_before_the_first_begins(world, tmp_path):
     folder, settings = world
     with pytest.raises(CheckpointError):
         run({"dense": folder / "dense", "rival": folder / "nowhere"}, tmp_path / "out", settings)
+    shutil.copytree(folder / "dense", tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        run({"dense": folder / "dense", "rival": tmp_path / "mute"}, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
 
 

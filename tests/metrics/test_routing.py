@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from moe_codegen.metrics import LoadCounts, load_summary
-from moe_codegen.metrics.assignment import best_assignment
 from moe_codegen.metrics.routing import (
     assignment_accuracy,
     dead_experts,
@@ -63,19 +62,21 @@ def test_information_equals_its_definition():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 3), (3, 6), (5, 4)])
 def test_no_other_assignment_is_better(shape):
-    generator = np.random.default_rng(shape)
-    for trial in range(20):
-        values = generator.integers(0, 5 if trial % 2 else 1000, shape).astype(float)
-        rows, columns = shape
-        best = max(
-            sum(values[row, column] for row, column in zip(chosen, order, strict=True))
-            for chosen in itertools.combinations(range(rows), min(shape))
-            for order in itertools.permutations(range(columns), min(shape))
-        )
-        found = best_assignment(values)
-        taken = [column for column in found if column is not None]
-        assert len(set(taken)) == len(taken) == min(shape)
-        assert sum(values[row, column] for row, column in enumerate(found) if column is not None) == best
+    counts = np.random.default_rng(shape).integers(1, 1000, shape)
+    groups, experts = shape
+    shares = expert_shares(counts)
+    best = max(
+        sum(shares[group, expert] for group, expert in zip(chosen, order, strict=True))
+        for chosen in itertools.combinations(range(groups), min(shape))
+        for order in itertools.permutations(range(experts), min(shape))
+    )
+    accuracy, assigned = assignment_accuracy(counts)
+    taken = [expert for expert in assigned if expert is not None]
+    assert len(assigned) == groups
+    assert len(set(taken)) == len(taken) == min(shape)
+    assert accuracy == pytest.approx(best / groups)
+    right = sum(shares[group, expert] for group, expert in enumerate(assigned) if expert is not None)
+    assert right == pytest.approx(best)
 
 
 def test_groups_of_any_size_weigh_the_same():

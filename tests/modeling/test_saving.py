@@ -154,7 +154,9 @@ def test_tied_embeddings_stay_tied_after_loading(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_model_starts_with_small_weights_and_biases_of_zero(family):
-    model = MoEForCausalLM(mixture(family, router_type="noisy_top_k").config)
+    config = mixture(family, router_type="noisy_top_k").config
+    torch.manual_seed(0)
+    model = MoEForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith("_bias") or "noise_weight" in name:
             assert not parameter.any(), name

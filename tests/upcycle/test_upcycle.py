@@ -100,7 +100,7 @@ def test_the_provenance_is_complete_and_its_hashes_are_right(tmp_path):
     assert stacked["how"] == "2 checkpoints"
 
 
-def test_what_lies_beside_the_weights_travels_along_but_no_code_and_no_old_card(tmp_path):
+def test_what_lies_beside_the_weights_travels_along_but_none_of_its_code_and_no_old_card(tmp_path):
     source = copy_of(dense("santacoder"), tmp_path / "source")
     extra = ("LICENSE", "LICENSE-MODEL.md", "merges.txt", "special_tokens_map.json", "chat_template.jinja")
     for name in (*extra, "modeling_gpt2_mq.py", "README.md", "pytorch_model.bin", "training_args.bin"):
@@ -110,6 +110,7 @@ def test_what_lies_beside_the_weights_travels_along_but_no_code_and_no_old_card(
         *extra,
         "README.md",
         "config.json",
+        "moe_codegen_classes.py",
         "generation_config.json",
         "model.safetensors",
         "tokenizer.json",

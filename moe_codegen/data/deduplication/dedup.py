@@ -252,13 +252,14 @@ def drop_unit(unit: Unit, number: int, folder: Path, verdicts: Path) -> Record:
     first = 0
     for batch in unit.batches():
         sound, numbers, dropped = split_sound(batch)
-        for place, row in enumerate((first + numbers).tolist()):
-            if row in doomed:
-                reason = "near_duplicate" if "similarity" in doomed[row] else "exact_duplicate"
-                dropped.append(Dropped.of(sound, place, reason, doomed[row]))
-        kept = sound.rows.filter(~np.isin(first + numbers, list(doomed)))
+        details = {place: doomed[row] for place, row in enumerate((first + numbers).tolist()) if row in doomed}
+        reasons = {
+            place: "near_duplicate" if "similarity" in detail else "exact_duplicate"
+            for place, detail in details.items()
+        }
+        kept = sound.rows.filter(~np.isin(np.arange(sound.rows.num_rows), list(reasons)))
         output.keep(kept)
-        output.drop(dropped)
+        output.drop([*dropped, *Dropped.of(sound, reasons, details)])
         first += batch.rows.num_rows
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, kept.num_rows)
     return output.close()

@@ -3,6 +3,7 @@
 With B bands of R rows, two files of Jaccard similarity J share one with probability 1 - (1 - J^R)^B.
 """
 
+from array import array
 from importlib import metadata
 
 import numpy as np
@@ -17,7 +18,8 @@ def algorithm() -> str:
     """What the signatures were made with: those of another version do not compare."""
     import rensa
 
-    return f"rensa {metadata.version('rensa')}, algorithm {rensa.RMinHash.ALGORITHM_VERSION}, seed {_SEED}"
+    version = f"rensa {metadata.version('rensa')}, algorithm {rensa.RMinHash.ALGORITHM_VERSION}"
+    return f"{version}, seed {_SEED}, shingles of 32 bits"
 
 
 def bands(shingles: Shingles, permutations: int, count: int, rows: int) -> np.ndarray:
@@ -30,10 +32,10 @@ def bands(shingles: Shingles, permutations: int, count: int, rows: int) -> np.nd
     if count * rows > permutations:
         raise ValueError(f"{count} bands of {rows} rows need {count * rows} permutations, not {permutations}")
     files = len(shingles.words)
-    offsets = shingles.offsets.astype(np.uint64)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles.hashes_G, offsets, permutations, _SEED)
-    signatures = np.array(matrix.to_rows(), np.uint64).reshape(files, permutations)
-    cut = signatures[:, : count * rows].reshape(files, count, rows)
+    hashes_G, offsets = (array.astype(np.uint64) for array in (shingles.hashes_G, shingles.offsets))
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes_G, offsets, permutations, _SEED)
+    signatures = np.frombuffer(b"".join(array("I", row) for row in matrix.to_rows()), np.uint32)
+    cut = signatures.reshape(files, permutations)[:, : count * rows].reshape(files, count, rows)
     keys = np.zeros((files, count), np.uint64)
     for row in range(rows):
         keys = (keys ^ cut[:, :, row]) * _ODD

@@ -13,9 +13,6 @@ import pyarrow as pa
 from moe_codegen.data.rows.batch import text_buffer
 
 NGRAM = 5  # words
-_WORD = np.frombuffer(
-    bytes(byte >= 128 or chr(byte).isalnum() or chr(byte) == "_" for byte in range(256)), np.uint8
-)  # 1 for the bytes of words
 _MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)  # the first `count` bytes of a word of 8
 _MIX, _STEP, _HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(32)
 _LONGEST = 64  # bytes of a word that are hashed: beyond lie only encoded data
@@ -24,15 +21,15 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Shingles:
-    """The shingles of some files: those of file `i` are `hashes_G[offsets[i]:offsets[i + 1]]`, with repetitions."""
+    """The sets of some files: that of file `i` is `hashes_G[offsets[i]:offsets[i + 1]]`, sorted, each hash once."""
 
-    hashes_G: np.ndarray  # uint64
+    hashes_G: np.ndarray  # uint32
     offsets: np.ndarray
-    words: np.ndarray  # words a file
+    words: np.ndarray  # words a file, those of no shingle included
 
     def of(self, file: int) -> np.ndarray:
-        """The set of file `file`: its hashes sorted, each once."""
-        return np.unique(self.hashes_G[self.offsets[file] : self.offsets[file + 1]])
+        """The set of file `file`."""
+        return self.hashes_G[self.offsets[file] : self.offsets[file + 1]]
 
 
 def shingles(column: pa.Array) -> Shingles:
@@ -42,23 +39,16 @@ def shingles(column: pa.Array) -> Shingles:
     """
     _, offsets = text_buffer(column)
     blocks = np.searchsorted(offsets, np.arange(0, max(int(offsets[-1]), 1), _BLOCK_BYTES), side="right") - 1
-    bounds = np.unique([0, *blocks.tolist(), len(column)]).tolist()
+    bounds = [0, *np.unique(blocks[blocks > 0]).tolist(), len(column)]
     parts = [_block(*text_buffer(column.slice(a, b - a))) for a, b in pairwise(bounds)]
-    ends = np.cumsum([0] + [len(part.hashes_G) for part in parts])
-    return Shingles(
-        np.concatenate([part.hashes_G for part in parts]),
-        np.concatenate([[0], *(part.offsets[1:] + end for part, end in zip(parts, ends, strict=False))]).astype(
-            np.int64
-        ),
-        np.concatenate([part.words for part in parts]),
-    )
+    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+    hashes_G, words = (np.concatenate([getattr(part, name) for part in parts]) for name in ("hashes_G", "words"))
+    return Shingles(hashes_G, np.concatenate([[0], np.cumsum(sizes)]), words)
 
 
 def _block(data_N: np.ndarray, offsets: np.ndarray) -> Shingles:
-    padded = np.zeros(
-        len(data_N) + 9, np.uint8
-    )  # one blank before; eight after, so that any word can be read by eights
-    padded[1:-8] = data_N
+    # One blank before; eight after, so that any word can be read by eights.
+    padded = np.concatenate([np.zeros(1, np.uint8), data_N, np.zeros(8, np.uint8)])
     starts_W, ends_W = _words(padded, offsets)
     hashes_W = _hash_words(padded, starts_W, ends_W)
     count = max(len(hashes_W) - NGRAM + 1, 0)
@@ -66,22 +56,30 @@ def _block(data_N: np.ndarray, offsets: np.ndarray) -> Shingles:
     for place in range(1, NGRAM):
         grams *= _STEP
         grams += hashes_W[place : place + count]
-    grams = _mix(grams)
     first = np.searchsorted(starts_W, offsets)
     words = np.diff(first)
     lengths = np.maximum(words - NGRAM + 1, 0)
-    ends = np.cumsum(lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     # n-grams that begin in one file and end in another are left out
-    inside = np.repeat(first[:-1] - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
-    return Shingles(grams[inside], np.concatenate([[0], ends]), words)
+    inside = np.repeat(first[:-1] - offsets[:-1], lengths) + np.arange(int(offsets[-1]))
+    grams_G = (_mix(grams)[inside] >> _HALF).astype(np.uint32)
+    for start, end in pairwise(offsets.tolist()):
+        grams_G[start:end].sort()
+    once = np.ones(len(grams_G), bool)
+    once[1:] = grams_G[1:] != grams_G[:-1]
+    once[offsets[:-1][lengths > 0]] = True
+    return Shingles(grams_G[once], np.concatenate([[0], np.cumsum(once)])[offsets], words)
 
 
 def _words(padded: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each word starts and ends in the data; a word ends with its file."""
-    inside = np.frombuffer(padded.tobytes().translate(_WORD.tobytes()), np.uint8)
+    inside = ((padded | 0x20) - np.uint8(ord("a"))) < 26  # unsigned arithmetic wraps: one comparison tests a range
+    inside |= (padded - np.uint8(ord("0"))) < 10
+    inside |= padded >= 128
+    inside |= padded == ord("_")
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     cut = np.unique(offsets[1:-1])
-    cut = cut[(inside[cut] != 0) & (inside[cut + 1] != 0)]
+    cut = cut[inside[cut] & inside[cut + 1]]
     if len(cut):
         edges = np.sort(np.concatenate([edges, cut, cut]), kind="stable")
     return edges[0::2], edges[1::2]

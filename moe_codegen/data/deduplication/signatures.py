@@ -55,14 +55,14 @@ class Signatures:
 
 
 class ShingleFile:
-    """Writes one unit's shingles, 32 bits each, file after file."""
+    """Writes one unit's sets of shingles, file after file."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._file = _path(folder, number).open("wb")
 
     def append(self, hashes_G: np.ndarray) -> None:
         """Add the shingles of some files."""
-        (hashes_G >> np.uint64(32)).astype(np.uint32).tofile(self._file)
+        hashes_G.tofile(self._file)
 
     def __enter__(self) -> "ShingleFile":
         return self
@@ -94,7 +94,7 @@ class ShingleStore:
     def _read(self, file: int) -> np.ndarray:
         unit = int(np.searchsorted(self._starts, file, side="right")) - 1
         path = _path(self._folder, unit)
-        return np.unique(np.fromfile(path, np.uint32, int(self._counts[file]), offset=int(self._offsets[file]) * 4))
+        return np.fromfile(path, np.uint32, int(self._counts[file]), offset=int(self._offsets[file]) * 4)
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from moe_codegen.data.rows.languages import LANGUAGES, Language
+from moe_codegen.languages import LANGUAGES, Language
 
 Spans = tuple[np.ndarray, np.ndarray]  # starts and ends, ascending and disjoint
 

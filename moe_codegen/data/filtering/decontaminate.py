@@ -162,12 +162,10 @@ def search_unit(unit: Unit, number: int, folder: Path, patterns: list[Pattern]) 
             matches = automaton.find_matches_as_indexes(normal_form(content))
             if matches:
                 hits[row] = patterns[matches[0][0]]
-        for row, pattern in hits.items():
-            problems[pattern.problem] += 1
-            detail = {"problem": pattern.problem, "matched": pattern.kind}
-            dropped.append(Dropped.of(sound, row, "benchmark", detail))
+        problems.update(pattern.problem for pattern in hits.values())
+        details = {row: {"problem": pattern.problem, "matched": pattern.kind} for row, pattern in hits.items()}
         kept = sound.rows.filter(~np.isin(np.arange(sound.rows.num_rows), list(hits)))
         output.keep(kept)
-        output.drop(dropped)
+        output.drop([*dropped, *Dropped.of(sound, dict.fromkeys(hits, "benchmark"), details)])
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, kept.num_rows)
     return {**output.close(), "problems": dict(problems)}

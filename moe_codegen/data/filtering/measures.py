@@ -52,8 +52,9 @@ def measure(column: pa.Array, languages: list[str | None]) -> Measures:
     if len(above):
         # Only the first byte of a character is counted; the bytes above 127 alone are still whole characters.
         continued = above[data_N[above] < 0xC0]
-        lengths_L = lengths_L - np.searchsorted(continued, ends_L) + np.searchsorted(continued, starts_L)
-        characters = size - np.diff(np.searchsorted(continued, offsets))
+        line, file = np.searchsorted(ends_L, continued, "right"), np.searchsorted(offsets, continued, "right") - 1
+        lengths_L = lengths_L - np.bincount(line, minlength=len(ends_L))
+        characters = size - np.bincount(file, minlength=len(size))
         alnum = alnum + _other_alnum(data_N, above, offsets)
     run, encoded = _encoded(data_N, offsets)
     return Measures(

@@ -116,17 +116,17 @@ def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings)
             sound, _, dropped = split_sound(batch)
             contents, spoken = (sound.rows.column(name).to_pylist() for name in ("content", "language"))
             encoded = _encode([content.decode() for content in contents], encoder, sentinels, settings)
-            for row, (content, language, ids) in enumerate(zip(contents, spoken, encoded, strict=True)):
+            failed = [row for row, ids in enumerate(encoded) if ids is None]
+            for content, language, ids in zip(contents, spoken, encoded, strict=True):
                 if ids is None:
-                    dropped.append(Dropped.of(sound, row, "tokenizer_failed"))
                     continue
                 np.array(ids, np.uint32).tofile(file)
                 lengths.append(len(ids))
                 languages.append(names.setdefault(language or "unknown", len(names)))
                 order.append(xxhash.xxh64_intdigest(content, seed=settings.seed))
                 output.tally.add("kept", language, 1, len(content))
-            output.drop(dropped)
-            advance(batch.rows.num_rows, batch.rows.column("content").nbytes, batch.rows.num_rows - len(dropped))
+            output.drop([*dropped, *Dropped.of(sound, dict.fromkeys(failed, "tokenizer_failed"))])
+            advance(batch.rows.num_rows, batch.rows.column("content").nbytes, len(encoded) - len(failed))
     np.savez(
         folder / f"{number:05d}.npz",
         lengths=np.array(lengths, np.int64),

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from moe_codegen.data.rows.batch import BATCH_BYTES, Batch
 from moe_codegen.data.rows.conform import conform
-from moe_codegen.data.rows.languages import language_of_path
 from moe_codegen.data.rows.licenses import identify_license
 from moe_codegen.data.rows.schema import LAYOUTS, Layout
 from moe_codegen.errors import SourceError
+from moe_codegen.languages import language_of_path
 
 _LICENSE_FILES = ("license", "licence", "copying", "copyright")
 _SKIPPED = {".git", ".hg", ".svn", "node_modules", "__pycache__"}

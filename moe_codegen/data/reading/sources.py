@@ -17,9 +17,9 @@ from moe_codegen.data.reading.jsonl import jsonl_units
 from moe_codegen.data.reading.parquet import parquet_units
 from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.rows.batch import Batch
-from moe_codegen.data.rows.languages import LANGUAGES, canonical_language
 from moe_codegen.data.rows.schema import LAYOUTS, Layout
 from moe_codegen.errors import ColumnError, SourceError
+from moe_codegen.languages import LANGUAGES, canonical_language
 
 UNIT_BYTES = 128 << 20  # of text, before compression
 _JSONL = (".jsonl", ".jsonl.gz", ".json.gz", ".ndjson")

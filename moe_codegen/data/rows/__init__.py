@@ -1,1 +1,1 @@
-"""A row is one file of source code: its columns, those of other datasets, its language and licence, batches of rows."""
+"""A row is one file of source code: its columns, those of other datasets, its licence, batches of rows."""

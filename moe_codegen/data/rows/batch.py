@@ -1,6 +1,6 @@
 """A batch of rows on its way through a verb, and the rows of it that hold no text at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -42,15 +42,21 @@ class Dropped:
     record: dict[str, Any]
 
     @classmethod
-    def of(cls, batch: Batch, row: int, reason: str, detail: dict[str, Any] | None = None) -> "Dropped":
-        """Row `row` of `batch`, dropped for `reason`; `detail` goes into its record."""
-        named = {name: batch.rows.column(name)[row].as_py() for name in ("repo", "path", "language")}
-        content = batch.rows.column("content")[row]
-        size = content.as_buffer().size if content.is_valid else 0
-        where = {"origin": batch.origin, "row": batch.row_in_origin(row)}
-        return cls(
-            reason, named["language"], size, {"reason": reason, **(detail or {}), **named, "size": size, **where}
-        )
+    def of(
+        cls, batch: Batch, reasons: Mapping[int, str], details: Mapping[int, dict[str, Any]] | None = None
+    ) -> list["Dropped"]:
+        """The rows of `batch` that have a reason, in their order; `details` of a row go into its record."""
+        if not reasons:
+            return []
+        rows = sorted(reasons)
+        named = batch.rows.select(["repo", "path", "language"]).take(pa.array(rows)).to_pylist()
+        sizes = pc.fill_null(pc.binary_length(batch.rows.column("content")), 0)
+        dropped = []
+        for row, names in zip(rows, named, strict=True):
+            found = {"reason": reasons[row], **(details or {}).get(row, {}), **names, "size": sizes[row].as_py()}
+            where = {"origin": batch.origin, "row": batch.row_in_origin(row)}
+            dropped.append(cls(reasons[row], names["language"], found["size"], found | where))
+        return dropped
 
 
 def split_sound(batch: Batch) -> tuple[Batch, np.ndarray, list[Dropped]]:
@@ -72,9 +78,8 @@ def split_sound(batch: Batch) -> tuple[Batch, np.ndarray, list[Dropped]]:
     if not faults:
         return batch, np.arange(batch.rows.num_rows), []
     sound = np.setdiff1d(np.arange(batch.rows.num_rows), list(faults))
-    dropped = [Dropped.of(batch, row, faults[row]) for row in sorted(faults)]
     kept = Batch(batch.rows.take(pa.array(sound)), batch.origin, batch.first_row, numbers=sound)
-    return kept, sound, dropped
+    return kept, sound, Dropped.of(batch, faults)
 
 
 def _is_utf8(content: bytes) -> bool:

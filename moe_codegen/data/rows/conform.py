@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moe_codegen.data.rows.languages import canonical_language, language_of_path
 from moe_codegen.data.rows.schema import Layout
 from moe_codegen.errors import ColumnError
+from moe_codegen.languages import canonical_language, language_of_path
 
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 _NUMBER = (pa.types.is_integer, pa.types.is_floating)

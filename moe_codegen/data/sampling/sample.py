@@ -19,9 +19,9 @@ from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.passes.tally import merged
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Dropped, split_sound
-from moe_codegen.data.rows.languages import canonical_language
 from moe_codegen.data.sampling.sample_size import cluster_interval, intra_correlation, sample_size, variation_of
 from moe_codegen.errors import ConfigError
+from moe_codegen.languages import canonical_language
 from moe_codegen.settings import check_between, setting
 
 
@@ -175,7 +175,8 @@ def choose_unit(unit: Unit, number: int, folder: Path, chosen: Path) -> Record:
         taken = np.isin(first + numbers, wanted)
         kept = sound.rows.filter(taken)
         output.keep(kept)
-        output.drop([*dropped, *(Dropped.of(sound, int(row), "not_sampled") for row in np.flatnonzero(~taken))])
+        left = np.flatnonzero(~taken).tolist()
+        output.drop([*dropped, *Dropped.of(sound, dict.fromkeys(left, "not_sampled"))])
         first += batch.rows.num_rows
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, kept.num_rows)
     return output.close()

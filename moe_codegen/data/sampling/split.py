@@ -1,14 +1,15 @@
 """`split`: training and validation by repository, and no near-duplicate of a validation file in training.
 
-The search for near-duplicates across the split is exact, not by bands: an inverted index of the validation files'
-shingles gives the intersection with every one of them, hence the Jaccard similarity itself. A training file can only
-be similar to `t` if that share of its shingles is in the index at all, which settles nearly every file at once.
+The search for near-duplicates across the split is exact, not by bands, which would miss some. Two passes:
+`hold_out_unit` collects the shingles of the validation files, `divide_unit` writes both sides and drops from training
+what the index of those shingles finds; both are parallel, and between them the index is built in one process.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
 from moe_codegen.data.deduplication.shingles import shingles
@@ -18,10 +19,10 @@ from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.passes.tally import merged
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Batch, Dropped, split_sound
+from moe_codegen.data.sampling.held_out import HeldOutIndex, build_index
 from moe_codegen.settings import check_between, setting
 
 TRAIN, VALIDATION = "train", "validation"
-_INDEX_SHINGLES = 16 << 20  # sorted at once, in memory
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,9 @@ def split(
 
 def _split(stage: Stage) -> tuple[Record, list[Record]]:
     records = stage.map("held_out", hold_out_unit, stage.settings)
-    held_out, twins = stage.work / "held_out", stage.work / "twins"
-    blocks = _index_blocks([record["shingles"] for record in records])
-    for number, block in enumerate(blocks):
-        build_index(held_out, block, twins / f"index-{number:03d}")
-    stage.map("twins", find_twins_unit, stage.settings, len(blocks))
-    records = stage.map(OUTPUT, divide_unit, stage.settings, twins)
+    parts = [_part(stage.work / "held_out", number) for number in range(len(records))]
+    build_index(parts, [record["shingles"] for record in records], stage.work / "index")
+    records = stage.map(OUTPUT, divide_unit, stage.settings, stage.work / "index")
     rows = {
         into: sum(s["rows"] for r in records for s in r["shards"] if s["name"].startswith(into))
         for into in (TRAIN, VALIDATION)
@@ -73,135 +71,48 @@ def _to_validation(batch: Batch, settings: SplitSettings) -> np.ndarray:
     return np.array(hashes, np.float64) < settings.validation * 2.0**64
 
 
-def _sets(batch: Batch, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct shingles of those rows, 32 bits each, and their offsets; a file of too few words is one shingle."""
-    content = batch.rows.column("content")
+def _sets(content: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The set of shingles of each file and their offsets; a file of too few words is one shingle, its own hash."""
     made = shingles(content)
-    parts = []
-    for row in rows.tolist():
-        some = np.unique((made.of(row) >> np.uint64(32)).astype(np.uint32))
-        parts.append(some if len(some) else np.array([xxhash.xxh32_intdigest(content[row].as_py())], np.uint32))
-    offsets = np.cumsum([0] + [len(part) for part in parts])
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint32), offsets
+    sizes = np.diff(made.offsets)
+    wordless = np.flatnonzero(sizes == 0)
+    hashes = [xxhash.xxh32_intdigest(content[row].as_py()) for row in wordless.tolist()]
+    values = np.insert(made.hashes_G, made.offsets[wordless], np.array(hashes, np.uint32))
+    return values, np.concatenate([[0], np.cumsum(np.maximum(sizes, 1))])
 
 
 def hold_out_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings) -> Record:
     """The shingles of the validation files of a unit."""
-    values, lengths = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
+    values, sizes = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
     for batch in unit.batches():
         sound, _, _ = split_sound(batch)
-        held = np.flatnonzero(_to_validation(sound, settings))
-        if len(held):
-            picked = Batch(sound.rows.take(held), sound.origin, 0)
-            some, offsets = _sets(picked, np.arange(len(held)))
-            values.append(some)
-            lengths.append(np.diff(offsets))
-        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, len(held))
-    np.savez(folder / f"{number:05d}.npz", values=np.concatenate(values), lengths=np.concatenate(lengths))
-    return {"shingles": int(sum(len(some) for some in values))}
-
-
-def _index_blocks(counts: list[int]) -> list[list[int]]:
-    """The units whose validation shingles share one index."""
-    blocks: list[list[int]] = []
-    held = _INDEX_SHINGLES
-    for unit, count in enumerate(counts):
-        if count == 0:
-            continue
-        if held + count > _INDEX_SHINGLES:
-            blocks.append([])
-            held = 0
-        blocks[-1].append(unit)
-        held += count
-    return blocks
-
-
-@dataclass(frozen=True)
-class Index:
-    """The inverted index of some validation files: sorted shingles, the file of each, and each file's size in shingles.
-
-    The arrays are mapped and not read, so that many blocks cost no memory that others could not have.
-    """
-
-    shingle: np.ndarray
-    owner: np.ndarray
-    sizes: np.ndarray
-
-    @classmethod
-    def open(cls, folder: Path) -> "Index":
-        """What `build_index` wrote."""
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))
-
-    def nearest(self, values: np.ndarray, offsets: np.ndarray, similarity: float) -> np.ndarray:
-        """Of each set the Jaccard similarity to the file nearest to it; 0 where that is below `similarity`."""
-        near = np.zeros(len(offsets) - 1)
-        begin = np.searchsorted(self.shingle, values)
-        known = np.zeros(len(values), bool)
-        inside = begin < len(self.shingle)
-        known[inside] = self.shingle[begin[inside]] == values[inside]
-        covered = np.diff(np.concatenate([[0], np.cumsum(known)])[offsets])
-        for place in np.flatnonzero(covered >= np.maximum(similarity * np.diff(offsets), 1)):
-            mine = slice(int(offsets[place]), int(offsets[place + 1]))
-            starts = begin[mine][known[mine]]
-            ends = np.searchsorted(self.shingle, values[mine][known[mine]], side="right")
-            owners = np.concatenate([self.owner[a:b] for a, b in zip(starts, ends, strict=True)])
-            common = np.bincount(owners, minlength=len(self.sizes))
-            near[place] = np.max(common / (self.sizes + (mine.stop - mine.start) - common))
-        return np.where(near >= similarity, near, 0.0)
-
-
-def build_index(held_out: Path, units: list[int], folder: Path) -> None:
-    """Write the index of some units' validation files."""
-    values, lengths = [], []
-    for unit in units:
-        with np.load(held_out / f"{unit:05d}.npz") as arrays:
-            values.append(arrays["values"])
-            lengths.append(arrays["lengths"])
-    sizes = np.concatenate(lengths)
-    shingle, owner = np.concatenate(values), np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    order = np.argsort(shingle, kind="stable")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, array in (("shingle", shingle[order]), ("owner", owner[order]), ("sizes", sizes)):
-        np.save(folder / f"{name}.npy", array)
-
-
-def find_twins_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, blocks: int) -> Record:
-    """The rows of a unit's training files that are near-duplicates of a validation file, and how near."""
-    indexes = [Index.open(folder / f"index-{block:03d}") for block in range(blocks)]
-    rows, similarity = [np.zeros(0, np.int64)], [np.zeros(0)]
-    first = 0
-    for batch in unit.batches():
-        sound, numbers, _ = split_sound(batch)
-        training = np.flatnonzero(~_to_validation(sound, settings))
-        values, offsets = _sets(sound, training)
-        near = np.zeros(len(training))
-        for index in indexes:
-            near = np.maximum(near, index.nearest(values, offsets, settings.similarity))
-        twins = np.flatnonzero(near)
-        rows.append(first + numbers[training[twins]])
-        similarity.append(near[twins])
-        first += batch.rows.num_rows
-        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, batch.rows.num_rows - len(twins))
-    np.savez(folder / f"{number:05d}.npz", rows=np.concatenate(rows), similarity=np.concatenate(similarity))
-    return {}
-
-
-def divide_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, twins: Path) -> Record:
-    """Write a unit's rows to their side of the split, the twins left out."""
-    with np.load(twins / f"{number:05d}.npz") as arrays:
-        near = dict(zip(arrays["rows"].tolist(), arrays["similarity"].tolist(), strict=True))
-    output = UnitOutput(folder, number, unit.layout.schema, (TRAIN, VALIDATION))
-    first = 0
-    for batch in unit.batches():
-        sound, numbers, dropped = split_sound(batch)
         held = _to_validation(sound, settings)
-        twin = np.isin(first + numbers, list(near)) & ~held
-        output.keep(sound.rows.filter(held), VALIDATION)
-        output.keep(sound.rows.filter(~held & ~twin), TRAIN)
-        for place in np.flatnonzero(twin).tolist():
-            detail = {"similarity": near[int(first + numbers[place])]}
-            dropped.append(Dropped.of(sound, place, "near_validation", detail))
-        output.drop(dropped)
-        first += batch.rows.num_rows
-        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, len(held) - int(twin.sum()))
+        if held.any():
+            some, offsets = _sets(sound.rows.column("content").filter(pa.array(held)))
+            values.append(some)
+            sizes.append(np.diff(offsets))
+        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, int(held.sum()))
+    joined = np.concatenate(values)
+    np.savez(_part(folder, number), values=joined, sizes=np.concatenate(sizes))
+    return {"shingles": len(joined)}
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.npz"
+
+
+def divide_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, index_folder: Path) -> Record:
+    """Write a unit's rows to their side of the split, without the training files that are like a validation file."""
+    index = HeldOutIndex.open(index_folder)
+    output = UnitOutput(folder, number, unit.layout.schema, (TRAIN, VALIDATION))
+    for batch in unit.batches():
+        sound, _, dropped = split_sound(batch)
+        held = _to_validation(sound, settings)
+        near = np.zeros(len(held))
+        near[~held] = index.nearest(*_sets(sound.rows.column("content").filter(pa.array(~held))), settings.similarity)
+        output.keep(sound.rows.filter(pa.array(held)), VALIDATION)
+        output.keep(sound.rows.filter(pa.array(~held & (near == 0))), TRAIN)
+        details = {row: {"similarity": float(near[row])} for row in np.flatnonzero(near).tolist()}
+        output.drop([*dropped, *Dropped.of(sound, dict.fromkeys(details, "near_validation"), details)])
+        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, int(np.sum(near == 0)))
     return output.close()

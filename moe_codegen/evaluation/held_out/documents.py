@@ -7,8 +7,8 @@ from pathlib import Path
 
 from moe_codegen.data import open_source
 from moe_codegen.data.rows.batch import split_sound
-from moe_codegen.data.rows.languages import LANGUAGES, canonical_language
 from moe_codegen.errors import ConfigError
+from moe_codegen.languages import LANGUAGES, canonical_language
 from moe_codegen.metrics import Document
 
 

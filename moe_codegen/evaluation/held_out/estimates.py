@@ -1,6 +1,6 @@
 """From the files of `measure` to estimates with intervals, of one model and of the difference between two."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class Estimate:
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
-def estimates(record: dict[str, Any]) -> list[Estimate]:
+def estimates(record: Mapping[str, Any]) -> list[Estimate]:
     """What a file of `measure` says by language, in the order of measures and languages."""
     if record["measure"] == "loss":
         losses = losses_of(record)
@@ -70,7 +70,7 @@ def estimates(record: dict[str, Any]) -> list[Estimate]:
     return []
 
 
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[Estimate]:
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Estimate]:
     """How much more `one` has than `other` of each measure, over the same files and places.
 
     Raises:
@@ -95,7 +95,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[Estimate]:
     return []
 
 
-def losses_of(record: dict[str, Any]) -> DocumentLosses:
+def losses_of(record: Mapping[str, Any]) -> DocumentLosses:
     """The losses in a file of `measure`."""
     losses = record["losses"]
     return DocumentLosses(

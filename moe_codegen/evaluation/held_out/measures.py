@@ -42,6 +42,7 @@ def measure(
     settings: MeasureSettings | None = None,
     model_settings: ModelSettings | None = None,
     *,
+    name: str = "",
     on_progress: OnProgress = lambda title, done, total: None,
 ) -> dict[str, dict[str, Any]]:
     """Measure a model on held-out files and write each measure to `out`; returns what the files hold.
@@ -51,6 +52,7 @@ def measure(
         data: as `read_documents` reads it; or what it read.
         out: a folder: new, of an evaluation run of the same model, or of a measurement that was broken off.
         settings, model_settings: None takes the defaults.
+        name: the model's, in tables; empty: its folder's.
         on_progress: called with what is going on, how much is done, and of how much.
 
     Raises:
@@ -60,7 +62,7 @@ def measure(
     settings, model_settings = settings or MeasureSettings(), model_settings or ModelSettings()
     out = Path(out)
     documents = documents_for(data, settings) if isinstance(data, str | Path) else data
-    loaded = load(model, model_settings)
+    loaded = load(model, model_settings, name)
     subject = {"model": loaded.record, "settings": as_record(settings), "documents": _account(documents)}
     wanted = [each for each in MEASURES if each != "routing" or isinstance(loaded.model.config, MoEConfig)]
     claim(out, loaded.record["files"])

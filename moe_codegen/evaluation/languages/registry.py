@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from moe_codegen.data.rows.languages import canonical_language
 from moe_codegen.errors import ConfigError, ToolchainError
 from moe_codegen.evaluation.languages.cpp import CPP
 from moe_codegen.evaluation.languages.java import JAVA
@@ -14,6 +13,7 @@ from moe_codegen.evaluation.languages.javascript import JAVASCRIPT
 from moe_codegen.evaluation.languages.language import Language, Tool
 from moe_codegen.evaluation.languages.python import PYTHON
 from moe_codegen.evaluation.languages.typescript import TYPESCRIPT
+from moe_codegen.languages import canonical_language
 
 LANGUAGES = {language.name: language for language in (PYTHON, JAVA, JAVASCRIPT, CPP, TYPESCRIPT)}
 

@@ -71,6 +71,11 @@ class WinsAndLosses:
     num_wins: int
     num_losses: int
 
+    @property
+    def is_tie(self) -> bool:
+        """Whether both solve every problem equally often."""
+        return not (self.num_wins or self.num_losses)
+
 
 def failures(runs: Sequence[EvaluatedRun]) -> list[Failures]:
     """How programs ended, language by language and there run by run; kinds that nowhere occur are left out."""

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.evaluation.comparison import Comparison, compare
+from moe_codegen.evaluation.comparison import compare
 from moe_codegen.evaluation.held_out.estimates import LOWER_IS_BETTER, Estimate, differences, estimates
 from moe_codegen.evaluation.report.runs import EvaluatedRun
-from moe_codegen.evaluation.scores import KS, Score, score
+from moe_codegen.evaluation.scores import KS, LanguageScores, Tally, score
 from moe_codegen.evaluation.syntax import can_parse, parses
 from moe_codegen.metrics import Interval, share_difference_interval, share_interval
 from moe_codegen.metrics.intervals import FEW_REPOSITORIES, too_few
@@ -106,14 +106,9 @@ def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
         scores = [run.scores.get(name) for run in runs]
         samples = min(each.samples for each in scores if each)
         for k in (k for k in KS if k <= samples):
-            counted = [each.tallies if each else {} for each in scores]
-            made = [score(tallies, k) if tallies else None for tallies in counted]
-            cells = [_solved(each, len(tallies)) if each else None for each, tallies in zip(made, counted, strict=True)]
-            found: list[Cell | None] = []
-            for each in scores[1:]:
-                same = scores[0] and each and scores[0].tallies.keys() == each.tallies.keys()
-                found.append(_compared(compare(scores[0].tallies, each.tallies, k)) if same else None)  # type: ignore[union-attr]
-            rows.append(Row(_language(name), f"{_dataset(name)}, k = {k}", cells, found))
+            cells = [_solved(each.tallies, k) if each else None for each in scores]
+            apart = [_compared(scores[0], each, k) for each in scores[1:]]
+            rows.append(Row(_language(name), f"{_dataset(name)}, k = {k}", cells, apart))
     return _table(
         CORRECTNESS,
         "pass@k",
@@ -147,7 +142,7 @@ def measure_tables(runs: Sequence[EvaluatedRun]) -> list[SideBySide]:
     by_measure: dict[str, list[Row]] = {}
     for kind in ("loss", "completion"):
         records = [run.measures.get(kind) for run in runs]
-        found = [_by_key(estimates(record)) if record else {} for record in records]  # type: ignore[arg-type]
+        found = [_by_key(estimates(record)) if record else {} for record in records]
         apart = [_differences(record, records[0]) for record in records[1:]]
         for measure, language in _names(found):
             key = (measure, language)
@@ -195,11 +190,17 @@ def _language(name: str) -> str:
     return name.partition(" ")[2]
 
 
-def _solved(found: Score, problems: int) -> Cell:
-    return Cell(found.value, found.low, found.high, silent=too_few(problems, *PROBLEMS))
+def _solved(tallies: Mapping[str, Tally], k: int) -> Cell | None:
+    if not tallies:
+        return None
+    found = score(tallies, k)
+    return Cell(found.value, found.low, found.high, silent=too_few(len(tallies), *PROBLEMS))
 
 
-def _compared(comparison: Comparison) -> Cell:
+def _compared(first: LanguageScores | None, other: LanguageScores | None, k: int) -> Cell | None:
+    if first is None or other is None or first.tallies.keys() != other.tallies.keys():
+        return None
+    comparison = compare(first.tallies, other.tallies, k)
     notes = [f"p = {comparison.p_value:.3f}, {comparison.test}"]
     if comparison.smallest_detectable is not None:
         notes.append(f"detectable: {100 * comparison.smallest_detectable:.1f}")
@@ -219,13 +220,17 @@ def _parsed(run: EvaluatedRun, name: str) -> dict[str, list[float]]:
 def _clustered(language: str, detail: str, by_run: Sequence[dict[str, list[float]] | None]) -> Row:
     """A row of means of problems' means, and their differences."""
     means = [{name: float(np.mean(some)) for name, some in each.items()} if each else None for each in by_run]
-    differences: list[Cell | None] = []
-    for each in means[1:]:
-        first = means[0]
-        comparable = first is not None and each is not None and first.keys() == each.keys()
-        apart = {name: each[name] - first[name] for name in each} if comparable else None  # type: ignore[index, union-attr]
-        differences.append(_mean(apart, share_difference_interval) if apart else None)
-    return Row(language, detail, [_mean(each, share_interval) if each else None for each in means], differences)
+    first = means[0]
+    apart = [
+        {name: each[name] - first[name] for name in each} if first and each and first.keys() == each.keys() else {}
+        for each in means[1:]
+    ]
+    return Row(
+        language,
+        detail,
+        [_mean(each, share_interval) if each else None for each in means],
+        [_mean(each, share_difference_interval) if each else None for each in apart],
+    )
 
 
 def _mean(values: Mapping[str, float], of_values: Callable[..., Interval]) -> Cell:
@@ -241,7 +246,7 @@ def _differences(record: Mapping | None, first: Mapping | None) -> dict[tuple[st
     if record is None or first is None:
         return {}
     try:
-        return _by_key(differences(dict(record), dict(first)))
+        return _by_key(differences(record, first))
     except ConfigError:  # measured on other files: shown side by side, and not subtracted
         return {}
 

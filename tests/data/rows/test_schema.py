@@ -4,9 +4,9 @@ import pytest
 from moe_codegen.data.filtering.clean import clean
 from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.reading.sources import open_source
-from moe_codegen.data.rows.languages import canonical_language, language_of_path
 from moe_codegen.data.rows.schema import LAYOUTS, SCHEMA
 from moe_codegen.errors import ColumnError
+from moe_codegen.languages import canonical_language, language_of_path
 from tests.data.inputs import code, read, row, write
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from moe_codegen.data.reading.sources import open_source
-from moe_codegen.data.sampling import split as split_module
+from moe_codegen.data.sampling import held_out
 from moe_codegen.data.sampling.split import SplitSettings, split
 from moe_codegen.errors import ConfigError
 from tests.data.deduplication.test_dedup import similarity
@@ -20,9 +20,9 @@ def rows_with_twins():
     return rows + [row(300 + seed, repo=f"tiny{seed}", content="x = 1\n") for seed in range(12)]
 
 
-@pytest.mark.parametrize("index_shingles", [1 << 24, 300])
-def test_no_validation_file_has_a_twin_in_training(tmp_path, monkeypatch, index_shingles):
-    monkeypatch.setattr(split_module, "_INDEX_SHINGLES", index_shingles)
+@pytest.mark.parametrize("block_shingles", [1 << 24, 300])
+def test_no_validation_file_has_a_twin_in_training(tmp_path, monkeypatch, block_shingles):
+    monkeypatch.setattr(held_out, "_BLOCK_SHINGLES", block_shingles)
     source = open_source(write(tmp_path / "in", rows_with_twins()), unit_bytes=5000)
     manifest = split(source, tmp_path / "out", SplitSettings(validation=0.3))
     train, validation = read(tmp_path / "out" / "train"), read(tmp_path / "out" / "validation")
@@ -60,3 +60,8 @@ def test_a_file_without_repository_is_its_own(tmp_path):
 def test_a_share_that_is_none(tmp_path):
     with pytest.raises(ConfigError, match=r"validation=1\.5 should lie between 0 and 1"):
         split(open_source(write(tmp_path / "in", [row(0)])), tmp_path / "out", SplitSettings(validation=1.5))
+
+
+def test_a_source_without_text(tmp_path):
+    manifest = split(open_source(write(tmp_path / "in", [row(0, content=None)])), tmp_path / "out")
+    assert manifest["split_rows"] == {"train": 0, "validation": 0}

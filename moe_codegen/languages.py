@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePosixPath
 
 C_BLOCK = (b"/*", b"*/")
 
@@ -71,5 +70,6 @@ def canonical_language(name: str) -> str:
 
 def language_of_path(path: str) -> str | None:
     """The language of a file by its name, or None."""
-    pure = PurePosixPath(path.lower())
-    return _BY_FILE_NAME.get(pure.name) or _BY_EXTENSION.get(pure.suffix)
+    name = path.lower().rpartition("/")[2]
+    stem, dot, extension = name.rpartition(".")
+    return _BY_FILE_NAME.get(name) or (_BY_EXTENSION.get(dot + extension) if stem else None)
