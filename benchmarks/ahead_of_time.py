@@ -7,7 +7,6 @@ disassembly: its instructions, what the tensor cores do in it, and whether it sp
 """
 
 import contextlib
-import functools
 import math
 import re
 import subprocess
@@ -72,16 +71,15 @@ class Recorder:
 class _NoDriver:
     """The part of a Triton driver that launching touches; a device is named after its architecture."""
 
-    def __init__(self, architecture: str) -> None:
+    def __init__(self, architecture: str, checks: bool) -> None:
         self.architecture = architecture
+        self.checks = checks and not architecture.startswith("gfx")
         self.utils = self
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        return functools.partial(self._check, metadata)
-
-    def _check(self, metadata: Any, *arguments: Any) -> None:
-        if not self.architecture.startswith("gfx"):
-            check_launch(metadata, arguments[:3], arguments)
+        if not self.checks:
+            return lambda *arguments: None
+        return lambda *arguments: check_launch(metadata, arguments[:3], arguments)
 
     def get_current_target(self) -> GPUTarget:
         return target_of(self.architecture)
@@ -103,8 +101,19 @@ class _NoDriver:
 
 
 @contextlib.contextmanager
+def driver_without_device(architecture: str, checks: bool = True) -> Iterator[None]:
+    """Within, a launch compiles for `architecture`, is checked if it `checks`, and does nothing."""
+    active = triton.runtime.driver._active
+    triton.runtime.driver.set_active(_NoDriver(architecture, checks))
+    try:
+        yield
+    finally:
+        triton.runtime.driver._active = active
+
+
+@contextlib.contextmanager
 def compiling_for(architecture: str) -> Iterator[Recorder]:
-    """Within, a launch compiles for `architecture`, is recorded, and does nothing."""
+    """Within, a launch compiles for `architecture`, is checked and recorded, and does nothing."""
     recorder = Recorder()
     run = JITFunction.run
 
@@ -113,18 +122,18 @@ def compiling_for(architecture: str) -> Iterator[Recorder]:
         recorder.launches.append(Launch(kernel, tuple(grid)))
         return kernel
 
-    active = triton.runtime.driver._active
-    triton.runtime.driver.set_active(_NoDriver(architecture))
     JITFunction.run = run_and_record
     try:
-        yield recorder
+        with driver_without_device(architecture):
+            yield recorder
     finally:
         JITFunction.run = run
-        triton.runtime.driver._active = active
 
 
-def compile_layer(architecture: str, shape: LayerShape, tokens: int, dtype: torch.dtype, trains: bool) -> Recorder:
-    """Every launch of one layer, forward and (if it `trains`) backward."""
+def layer_step(
+    architecture: str, shape: LayerShape, tokens: int, dtype: torch.dtype, trains: bool
+) -> Callable[[], None]:
+    """Every launch of one layer, forward and (if it `trains`) backward, on tensors that nobody touches."""
     gpu = gpu_without_device(architecture)
     hidden_TD = torch.empty(tokens, shape.model, dtype=dtype)
     ids_TK = torch.empty(tokens, shape.top_k, dtype=torch.int64)
@@ -132,10 +141,20 @@ def compile_layer(architecture: str, shape: LayerShape, tokens: int, dtype: torc
     weights = shape.weights(dtype, "cpu")
     kind = (shape.activation, shape.gated)
     needs = [True, True, *(x is not None for x in weights)]
-    with compiling_for(architecture) as recorder:
+
+    def step() -> None:
         _, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, *kind, trains, trains, gpu)
         if trains:
             layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, *weights, *kept, *kind, needs, gpu)
+
+    return step
+
+
+def compile_layer(architecture: str, shape: LayerShape, tokens: int, dtype: torch.dtype, trains: bool) -> Recorder:
+    """What `layer_step` launches."""
+    step = layer_step(architecture, shape, tokens, dtype, trains)
+    with compiling_for(architecture) as recorder:
+        step()
     return recorder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import benchmarks
 
 # The runner itself, and what imports triton, which need not be installed.
-NOT_LOADED = {"__main__", "ahead_of_time"}
+NOT_LOADED = {"__main__", "ahead_of_time", "launch_rules"}
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ DECODE = ("decode_up_kernel", "decode_down_kernel")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Architectures and shapes to compile for."""
-    parser.add_argument("--architectures", nargs="+", default=["sm_90", "sm_80"])
+    parser.add_argument("--architectures", nargs="+", default=["sm_100", "sm_90", "sm_80"])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["santacoder", "mixtral-8x7b"])
 
 
@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> Result:
         notes=[
             "issue fraction = instructions x warps / 4 schedulers, over the clocks the tensor cores need for the "
             "loop's products; below 1 the tensor cores are the limit. Read from machine code: nothing was timed.",
+            "on sm_100 one thread issues the products for all: counted is the loop of its warp, as if all walked it",
             f"triton {triton.__version__}, bf16",
         ],
     )
