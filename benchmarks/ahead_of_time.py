@@ -285,13 +285,22 @@ def _leaves(block: _Block) -> bool:
 
 
 def _densest_cycle(blocks: dict[str, _Block], warps: int) -> list[str]:
-    """The cycle with most multiply-adds an instruction, of the cheapest ways from each block back to itself."""
-    starts = [name for name, block in blocks.items() if _multiply_adds(block.instructions, warps) > 0]
-    cycles = [cycle for start in starts if (cycle := _cycle_through(blocks, start))]
+    """The cycle with most multiply-adds an instruction, of the shortest through one or two blocks that have any.
+
+    Two, because on sm_100 each product of a loop is a block of its own, which only the issuing thread enters.
+    """
+    stops = [name for name, block in blocks.items() if _multiply_adds(block.instructions, warps) > 0]
+    way = {(start, end): _way(blocks, start, end) for start in stops for end in stops}
+    cycles = [
+        way[one, other] + (way[other, one] if one != other else [])
+        for one, other in way
+        if way[one, other] and way[other, one]
+    ]
     return max(cycles, key=lambda cycle: _multiply_adds(cycle, warps) / len(cycle), default=[])
 
 
-def _cycle_through(blocks: dict[str, _Block], start: str) -> list[str]:
+def _way(blocks: dict[str, _Block], start: str, end: str) -> list[str]:
+    """The fewest instructions from the start of one block to the start of another, or of itself; none: no way."""
     cost = {start: 0}
     path = {start: list(blocks[start].instructions)}
     frontier = [start]
@@ -300,7 +309,7 @@ def _cycle_through(blocks: dict[str, _Block], start: str) -> list[str]:
         name = min(frontier, key=cost.__getitem__)
         frontier.remove(name)
         for follower in blocks[name].next:
-            if follower == start:
+            if follower == end:
                 if not best or len(path[name]) < len(best):
                     best = path[name]
             elif follower in blocks:
