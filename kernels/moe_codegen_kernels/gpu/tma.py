@@ -145,7 +145,7 @@ def gradient_columns(
     BLOCK_N: tl.constexpr = acc.shape[1]
     column_N = column + tl.arange(0, BLOCK_N)
     h = load_half(h_desc, row, end, 0, column, BLOCK_M, BLOCK_N)
-    h = h.to(tl.float32) + 0.0 * acc
+    h = h.to(tl.float32) + 0.0 * acc  # in acc's layout: else Triton computes a once for dh and once more for a'
     a, slope = activate_with_slope(h, ACTIVATION)
     if GATED:
         d_value = s * acc * a

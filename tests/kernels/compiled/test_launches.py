@@ -48,10 +48,9 @@ def test_another_batch_size_compiles_nothing_anew():
     assert all(later == kernels[0] for later in kernels[1:])
 
 
-@pytest.mark.parametrize("experts", [8, 300])
-def test_the_router_compiles(experts):
+def test_the_router_compiles():
     with compiling_for("sm_90") as recorder:
-        routing.route(torch.empty(5000, experts), min(experts, 8), True)
+        routing.route(torch.empty(5000, 60), 4, True)
     assert _names(recorder) == ["route"]
 
 

@@ -41,8 +41,7 @@ def test_the_fastest_tile_is_kept_and_used(monkeypatch, gated):
     assert len(set(timed)) > 40
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("architecture", ["sm_90", "sm_80"])
+@pytest.mark.parametrize(("architecture", "gated"), [("sm_90", True), ("sm_80", False)])  # by TMA, by pointer
 def test_every_gemm_is_run_as_it_will_be(architecture, gated):
     """One candidate of each GEMM through the real launchers."""
     with compiling_for(architecture) as recorder:

@@ -12,7 +12,7 @@ GPU = Gpu("sm_90", processors=3, name="interpreter")  # fewer than there are til
 def small_bucket(path: str) -> Bucket:
     """Tiles that leave edges in every direction of a problem of a few dozen."""
     tile = Tile(block_m=16, block_n=32, block_k=16, warps=4, stages=2, group_m=2)
-    return Bucket(0, path, tile, tile, tile, tile, ragged_k=Tile(32, 16, 16, 4, 2, group_m=2))
+    return Bucket(0, path, tile, tile, tile, tile, ragged_k=Tile(32, 32, 16, 4, 2, group_m=2))
 
 
 def use_tiles(monkeypatch, path: str) -> None:
