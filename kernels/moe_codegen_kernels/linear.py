@@ -1,7 +1,7 @@
 """`linear`: what `F.linear` computes, at inference through the compiled CPU kernel where torch has no fast product.
 
-On a processor without native 16-bit products torch widens weights a row at a time; the experts' kernel does it a block at
-a time, reads memory as several streams, and sums in float32.
+Without native 16-bit products in the processor the experts' kernel is several times faster than torch's. It sums in
+float32 and rounds once.
 
     M rows, K input features, N output features.
 """
