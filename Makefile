@@ -19,7 +19,7 @@ test: lint  ## lint, types, import contract and every test that needs no GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 tests/kernels/interpreter
 
 gpu-test: $(INSTALLED)  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu --numprocesses 4 tests/kernels/test_gpu.py
 
 kernels-verify: $(INSTALLED)  ## compile every shipped kernel tile for every architecture and read the machine code
 	KERNELS_VERIFY=all $(BIN)/python -m pytest --numprocesses 2 tests/kernels/compiled

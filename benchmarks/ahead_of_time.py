@@ -2,15 +2,17 @@
 
 `compiling_for("sm_90")` gives Triton a driver that compiles every launch and runs none: launchers run
 unchanged on CPU tensors (never touched, so their memory is never committed), and each launch is recorded.
-`Loop` reads the main loop out of the disassembly: its instructions, what the tensor cores do in it, and
-whether it spills.
+A launch that a real driver would refuse raises (`launch_rules.py`). `Loop` reads the main loop out of the
+disassembly: its instructions, what the tensor cores do in it, and whether it spills.
 """
 
 import contextlib
+import functools
+import math
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from benchmarks.launch_rules import check_launch
 from benchmarks.shapes import LayerShape
 from moe_codegen_kernels.gpu import layer
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu
@@ -72,7 +75,13 @@ class _NoDriver:
     def __init__(self, architecture: str) -> None:
         self.architecture = architecture
         self.utils = self
-        self.launcher_cls = lambda source, metadata: lambda *arguments: None
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return functools.partial(self._check, metadata)
+
+    def _check(self, metadata: Any, *arguments: Any) -> None:
+        if not self.architecture.startswith("gfx"):
+            check_launch(metadata, arguments[:3], arguments)
 
     def get_current_target(self) -> GPUTarget:
         return target_of(self.architecture)
@@ -134,7 +143,7 @@ def compile_layer(architecture: str, shape: LayerShape, tokens: int, dtype: torc
 class Loop:
     """The main loop of a compiled kernel, and its resources.
 
-    Loops are found by HGMMA and HMMA; around sm_100's UTCHMMA, whose extents its text does not hold, none is.
+    On sm_100 one thread issues the products (UTCHMMA) for all; the loop is the one its warp walks.
     """
 
     kernel: str
@@ -160,15 +169,15 @@ class _Block:
 
 
 def main_loop(kernel: Any) -> Loop:
-    """Disassemble `kernel` and find the shortest cycle through its tensor-core instructions."""
+    """Disassemble `kernel` and find the cycle through its tensor-core instructions."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
-        text = subprocess.check_output([NVIDIA_TOOLS / "nvdisasm", "-c", cubin.name], text=True)
-        usage = subprocess.check_output([NVIDIA_TOOLS / "cuobjdump", "-res-usage", cubin.name], text=True)
+        text = _output("nvdisasm", "-c", cubin.name).replace("UTCHMMA", f"UTCHMMA.{_extents_of_sm_100(kernel)}")
+        usage = _output("cuobjdump", "-res-usage", cubin.name)
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    cycle = _shortest_cycle(_blocks(text))
-    products = [i for i in cycle if _multiply_adds(i)]
+    warps = kernel.metadata.num_warps
+    cycle = _densest_cycle(_blocks(text), warps)
     tensor_core = re.search(r"\b(?:HGMMA|HMMA|UTCHMMA)\b\S*", text)
     return Loop(
         kernel=kernel.metadata.name,
@@ -179,20 +188,40 @@ def main_loop(kernel: Any) -> Loop:
         instructions=len(cycle),
         local=sum(i.startswith(("LDL", "STL")) for i in cycle),
         copies=sum(i.startswith(("UTMALDG", "LDGSTS")) for i in cycle),
-        fma=sum(map(_multiply_adds, products)) * kernel.metadata.num_warps,
-        warps=kernel.metadata.num_warps,
+        fma=_multiply_adds(cycle, warps),
+        warps=warps,
     )
 
 
-def _multiply_adds(instruction: str) -> int:
-    """Multiply-adds one warp's issue of the instruction stands for."""
-    if match := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", instruction):
-        m, n, k = map(int, match.groups())
-        return m * n * k // 4  # a warpgroup of four warps issues it together
-    if match := re.match(r"HMMA\.(\d{2})(\d)(\d{1,2})\.", instruction):
-        m, n, k = map(int, match.groups())
-        return m * n * k
-    return 0
+def _output(tool: str, *arguments: str) -> str:
+    return subprocess.run([NVIDIA_TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _extents_of_sm_100(kernel: Any) -> str:
+    """MxNxK of tcgen05.mma, which SASS does not hold, from the instruction descriptor in PTX; "none" without one.
+
+    Bits 17 .. 22 are N / 8, bits 24 .. 28 are M / 16 (PTX ISA, "Instruction descriptor"); K is 16 for 16-bit elements.
+    """
+    ptx = kernel.asm["ptx"]
+    extents = set()
+    for register in set(re.findall(r"tcgen05\.mma\S* \[.*?\], %rd\d+, %rd\d+, (%r\d+),", ptx)):
+        for value in re.findall(rf"mov\.b32\s+{register}, (\d+);", ptx):
+            extents.add((16 * (int(value) >> 24 & 31), 8 * (int(value) >> 17 & 63), 16))
+    assert len(extents) <= 1, f"{kernel.metadata.name} multiplies in {extents}"
+    return "x".join(map(str, extents.pop())) if extents else "none"
+
+
+def _multiply_adds(instructions: list[str], warps: int) -> int:
+    """Multiply-adds a program has done when its warps have issued these."""
+    total = 0
+    for instruction in instructions:
+        if match := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", instruction):
+            total += math.prod(map(int, match.groups())) * warps // 4  # four warps issue it together
+        elif match := re.match(r"UTCHMMA\.(\d+)x(\d+)x(\d+)", instruction):
+            total += math.prod(map(int, match.groups()))  # one thread issues it for all
+        elif match := re.match(r"HMMA\.(\d{2})(\d)(\d{1,2})\.", instruction):
+            total += math.prod(map(int, match.groups())) * warps
+    return total
 
 
 def _blocks(text: str) -> dict[str, _Block]:
@@ -236,17 +265,11 @@ def _leaves(block: _Block) -> bool:
     return not conditional and last.startswith(("BRA", "EXIT", "RET"))
 
 
-def _shortest_cycle(blocks: dict[str, _Block]) -> list[str]:
-    """The instructions of the cheapest way from the block with most products back to itself."""
-    work = {name: sum(_multiply_adds(i) for i in block.instructions) for name, block in blocks.items()}
-    best: list[str] = []
-    for start in sorted(work, key=work.__getitem__, reverse=True):
-        if work[start] == 0:
-            break
-        cycle = _cycle_through(blocks, start)
-        if cycle and sum(map(_multiply_adds, cycle)) > sum(map(_multiply_adds, best)):
-            best = cycle
-    return best
+def _densest_cycle(blocks: dict[str, _Block], warps: int) -> list[str]:
+    """The cycle with most multiply-adds an instruction, of the cheapest ways from each block back to itself."""
+    starts = [name for name, block in blocks.items() if _multiply_adds(block.instructions, warps) > 0]
+    cycles = [cycle for start in starts if (cycle := _cycle_through(blocks, start))]
+    return max(cycles, key=lambda cycle: _multiply_adds(cycle, warps) / len(cycle), default=[])
 
 
 def _cycle_through(blocks: dict[str, _Block], start: str) -> list[str]:

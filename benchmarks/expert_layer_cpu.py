@@ -14,18 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.expert_layer import (
-    DENSE,
-    Layer,
-    Run,
-    dense,
-    loop,
-    make_layer,
-    ours,
-    step_of,
-    transformers_implementation,
-)
-from benchmarks.expert_layer import grouped_mm_experts_forward as grouped_mm
+from benchmarks.contenders import CONTENDERS, DENSE, OURS, Contender, Layer, dense, loop, make_layer, ours
+from benchmarks.expert_layer import step_of
 from benchmarks.registry import Result, Row, case
 from benchmarks.shapes import SHAPES
 from moe_codegen.moe import Experts
@@ -91,10 +81,8 @@ def train(options: argparse.Namespace) -> Result:
         for tokens in options.tokens:
             layer = make_layer(SHAPES[options.shape], tokens, "balanced", "cpu", DTYPES[name])
             times = {}
-            for contender, make in (("moe_codegen", ours), (DENSE, dense)):
-                for parameter in layer.parameters:
-                    parameter.requires_grad_()  # before `dense` takes its part of them
-                step, _ = step_of(layer, make(layer), backward=True)
+            for contender, make in ((OURS, ours), (DENSE, dense)):
+                step, _ = step_of(make(layer), backward=True)
                 times[contender] = _best(step, options.seconds)[0]
             flops = 3 * layer.shape.forward_flops(tokens)
             rows += [
@@ -109,19 +97,19 @@ def _rows(name: str, layer: Layer, packed: Layer | None, seconds: float, bandwid
     shape, tokens = layer.shape, layer.hidden_TD.shape[0]
     touched = layer.ids_TK.unique().numel() * (layer.up[0].numel() + layer.down[0].numel()) * layer.up.itemsize
     limit = max(shape.forward_flops(tokens) / peak, touched / bandwidth)
-    contenders: dict[str, Run] = {"moe_codegen": ours(layer)}
+    contenders = {OURS: ours(layer)}
     if packed is not None:
-        contenders |= {"moe_codegen, packed": _run_packed(packed), f"{DENSE}, packed": _dense_packed(packed)}
+        contenders |= {f"{OURS}, packed": _run_packed(packed), f"{DENSE}, packed": _dense_packed(packed)}
     contenders |= {
         DENSE: dense(layer),
-        "transformers grouped_mm": transformers_implementation(grouped_mm)(layer),
+        "transformers grouped_mm": CONTENDERS["transformers grouped_mm"](layer),
         "transformers eager": _eager(layer),
         "sorted loop": loop(layer),
     }
     truth_TD: Tensor | None = None
     rows: list[Row] = []
-    for contender, forward in contenders.items():
-        best, out_TD = _best(lambda forward=forward: forward(layer.hidden_TD), seconds)
+    for contender, way in contenders.items():
+        best, out_TD = _best(lambda way=way: way.run(way.hidden), seconds)
         row: Row = {"dtype": name, "tokens": tokens, "contender": contender}
         if not contender.startswith(DENSE):
             truth_TD = _truth(layer) if truth_TD is None else truth_TD
@@ -148,7 +136,7 @@ def _truth(layer: Layer) -> Tensor:
         one = [None if x is None else x[expert : expert + 1].float() for x in matrices]
         everyone_M1 = torch.zeros(len(tokens_M), 1, dtype=torch.int64)
         alone = Layer(shape, x_TD[tokens_M], everyone_M1, torch.ones(len(tokens_M), 1), *one)
-        y_MD = loop(_with_experts(alone, 1))(alone.hidden_TD)
+        y_MD = loop(_with_experts(alone, 1)).run(alone.hidden_TD)
         out_TD.index_add_(0, tokens_M, y_MD * layer.weights_TK[tokens_M, choices_M, None])
     return out_TD
 
@@ -158,7 +146,7 @@ def _with_experts(layer: Layer, experts: int) -> Layer:
     return replace(layer, shape=replace(layer.shape, experts=experts))
 
 
-def _eager(layer: Layer) -> Run:
+def _eager(layer: Layer) -> Contender:
     """`experts_implementation="eager"`, the loop of modelling code."""
     shape = layer.shape
     config: Any = SimpleNamespace(
@@ -173,27 +161,28 @@ def _eager(layer: Layer) -> Run:
     weights = (layer.up, layer.up_bias, layer.down, layer.down_bias) if shape.bias else (layer.up, layer.down)
     for name, weight in zip(names, weights, strict=True):
         setattr(experts, name, nn.Parameter(weight, requires_grad=False))
-    return lambda hidden_TD: experts(hidden_TD, layer.ids_TK, layer.weights_TK)
+    return Contender(lambda x_TD: experts(x_TD, layer.ids_TK, layer.weights_TK), layer.hidden_TD, {})
 
 
 def _packed(layer: Layer) -> Layer:
     return replace(layer, up=pack_matrices(layer.up), down=pack_matrices(layer.down))
 
 
-def _run_packed(layer: Layer) -> Run:
+def _run_packed(layer: Layer) -> Contender:
     rest = (layer.ids_TK, layer.weights_TK, layer.up, layer.up_bias, layer.down, layer.down_bias)
     kind = {"activation": layer.shape.activation, "gated": layer.shape.gated}
-    return lambda hidden_TD: packed_expert_ffn(hidden_TD, *rest, **kind)
+    return Contender(lambda x_TD: packed_expert_ffn(x_TD, *rest, **kind), layer.hidden_TD, {})
 
 
-def _dense_packed(layer: Layer) -> Run:
+def _dense_packed(layer: Layer) -> Contender:
     """One expert for all routed rows."""
     top_k = layer.shape.top_k
     one = [None if x is None else x[:1] for x in (layer.up, layer.up_bias, layer.down, layer.down_bias)]
     ids_R1 = torch.zeros(layer.hidden_TD.shape[0] * top_k, 1, dtype=torch.int64)
     weights_R1 = torch.ones(ids_R1.shape)
     kind = {"activation": layer.shape.activation, "gated": layer.shape.gated}
-    return lambda hidden_TD: packed_expert_ffn(hidden_TD.repeat(top_k, 1), ids_R1, weights_R1, *one, **kind)
+    hidden_RD = layer.hidden_TD.repeat(top_k, 1)
+    return Contender(lambda x_RD: packed_expert_ffn(x_RD, ids_R1, weights_R1, *one, **kind), hidden_RD, {})
 
 
 def _best(step: Callable[[], Any], seconds: float) -> tuple[float, Any]:

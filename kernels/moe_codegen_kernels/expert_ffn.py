@@ -162,7 +162,7 @@ def expert_ffn_backward_cuda(grad_TD: Tensor, *arguments: Any) -> tuple[Tensor, 
 def _(grad_TD: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs, needs = arguments[:6], arguments[-1]
     d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias = (
-        torch.empty_like(x) if needed and x is not None else grad_TD.new_empty(0)
+        x.new_empty(x.shape) if needed and x is not None else grad_TD.new_empty(0)  # contiguous, whatever x is
         for x, needed in zip(inputs, needs, strict=True)
     )
     return d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias

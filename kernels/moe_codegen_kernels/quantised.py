@@ -144,7 +144,7 @@ def quantised_expert_ffn_wide(
 
 @quantised_expert_ffn_op.register_fake
 def _(hidden_TD: Tensor, *arguments: Any) -> Tensor:
-    return torch.empty_like(hidden_TD)
+    return hidden_TD.new_empty(hidden_TD.shape)
 
 
 @torch.library.custom_op("moe_codegen::quantised_expert_ffn_backward", mutates_args=(), device_types="cpu")
@@ -189,7 +189,7 @@ def quantised_expert_ffn_backward_wide(
 def _(
     grad_TD: Tensor, hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden_TD), torch.empty_like(weights_TK)
+    return hidden_TD.new_empty(hidden_TD.shape), weights_TK.new_empty(weights_TK.shape)
 
 
 def _experts(

@@ -74,17 +74,17 @@ def route_backward_op(
     """
     dot_T1 = (grad_TK * weights_TK).sum(dim=-1, keepdim=True)
     if renormalise:
-        d_logits_TE = torch.zeros_like(logits_TE, dtype=weights_TK.dtype)
+        d_logits_TE = logits_TE.new_zeros(logits_TE.shape, dtype=weights_TK.dtype)
         d_logits_TE.scatter_(1, expert_ids_TK, weights_TK * (grad_TK - dot_T1))
     else:
-        d_logits_TE = -dot_T1 * torch.softmax(logits_TE, dim=-1, dtype=weights_TK.dtype)
+        d_logits_TE = -dot_T1 * torch.softmax(logits_TE.contiguous(), dim=-1, dtype=weights_TK.dtype)
         d_logits_TE.scatter_add_(1, expert_ids_TK, weights_TK * grad_TK)
     return d_logits_TE.to(logits_TE.dtype)
 
 
 @route_backward_op.register_fake
 def _(grad_TK: Tensor, logits_TE: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, renormalise: bool) -> Tensor:
-    return torch.empty_like(logits_TE)
+    return logits_TE.new_empty(logits_TE.shape)
 
 
 def _keep_route(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -12,6 +12,7 @@ from moe_codegen_kernels.gpu_import import gpu_module
 from moe_codegen_kernels.tiles import Bucket, Gpu, Tile, buckets_of, cache_path, choose
 
 Measure = Callable[[Callable[[], Any]], float]
+SMALLEST_BLOCK_N = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _candidates(shipped: Tile, block_m: int, gemm: str) -> Iterator[Tile]:
     """The shipped tile, and variations of every extent and of the pipeline around it."""
     if gemm == "ragged_k" or shipped.block_m == block_m:
         yield shipped
-    blocks_n = sorted({64, 128, shipped.block_n})
+    blocks_n = sorted({SMALLEST_BLOCK_N, 128, shipped.block_n})
     for block_n, block_k, stages, group_m in itertools.product(blocks_n, (32, 64), (3, 4), (4, 8)):
         warps = 4 if block_m * block_n <= 64 * 128 else 8
         tile = Tile(block_m, block_n, block_k, warps, stages, group_m)
@@ -127,6 +128,8 @@ def _runs(
     bounds = torch.arange(size.experts + 1, device=device) * rows // size.experts
     schedule = routing.tile_schedule(bounds.int(), rows, block_m, gpu.processors)
     gather_R = order_R if path == "pointer" else None
+    dots_BR = torch.empty(-(-size.hidden // SMALLEST_BLOCK_N), rows, device=device)
+    partials_PG = gpu_module("rows").new_partials(schedule, grown)
     kind = ("gelu_tanh", size.gated)
     return {
         "up_gated" if size.gated else "up": lambda tile: gemms.up(
@@ -134,7 +137,7 @@ def _runs(
         ),
         "linear": lambda tile: gemms.linear(a_RF, None, 1, down, None, schedule, tile),
         "down_gradient": lambda tile: gemms.down_gradient(
-            x_RD, down, h_RG, order_R, weights_TK, *kind, None, None, schedule, tile
+            x_RD, down, h_RG, order_R, weights_TK, *kind, partials_PG, dots_BR, schedule, tile
         ),
         "ragged_k": lambda tile: gemms.ragged_k(x_RD, a_RF, schedule, tile),
     }

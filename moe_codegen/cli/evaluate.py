@@ -2,22 +2,30 @@
 
 import dataclasses
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from transformers.utils import logging
 
 from moe_codegen.cli import console
+from moe_codegen.cli.evaluation_output import (
+    comparison_record,
+    kinds_record,
+    model_record,
+    print_comparisons,
+    print_estimates,
+    print_kinds,
+    print_scores,
+    print_speed,
+    run_record,
+    score_record,
+)
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
 from moe_codegen.errors import ConfigError, MoECodegenError
 from moe_codegen.evaluation import (
-    Comparison,
     ExecutionSettings,
-    GenerationReport,
-    LanguageScores,
     MeasureSettings,
     ModelSettings,
     ProblemSettings,
@@ -28,16 +36,10 @@ from moe_codegen.evaluation import (
     score_folder,
 )
 from moe_codegen.evaluation.comparison import compare_folders
-from moe_codegen.evaluation.execution import Kind
 from moe_codegen.evaluation.run_folder import language_folders
 from moe_codegen.evaluation.sandbox import WARNING
 from moe_codegen.evaluation.scores import identify
-from moe_codegen.metrics.intervals import FEW_REPOSITORIES
 from moe_codegen.reporting import count_bar, table
-
-if TYPE_CHECKING:  # which need the extra `evaluate`
-    from moe_codegen.evaluation.held_out.estimates import Estimate
-    from moe_codegen.evaluation.run import EvaluatedModel
 
 app = typer.Typer(
     name="evaluate", help="Run what a model writes: MultiPL-E, pass@k, comparisons.", no_args_is_help=True
@@ -98,22 +100,22 @@ def run_command(
     if as_json:
         console.print_json(
             {
-                "models": {each.name: _model_record(each) for each in evaluation.models},
+                "models": {each.name: model_record(each) for each in evaluation.models},
                 "report": str(evaluation.report[0]),
             }
         )
         return
     for each in evaluation.models:
         console.output.print(each.name, style="bold")
-        _print_scores(each.scores)
-        _print_kinds(each.programs.counts)
-        _print_speed(each.programs)
-        _print_estimates(each.estimates)
+        print_scores(each.scores)
+        print_kinds(each.programs.counts)
+        print_speed(each.programs)
+        print_estimates(each.estimates)
     first, *others = evaluation.models
     for other in others:
         console.output.print(f"A: {first.name}, B: {other.name}", style="bold")
-        _print_comparisons(other.comparisons, 1)
-        _print_estimates(other.differences)
+        print_comparisons(other.comparisons, 1)
+        print_estimates(other.differences)
     console.output.print(str(evaluation.report[0]), soft_wrap=True)
 
 
@@ -134,11 +136,11 @@ def generate_command(
             model, out, problems, sampling, model_settings, name=name, execute=False, on_progress=progress
         )
     if as_json:
-        console.print_json(_run_record(report))
+        console.print_json(run_record(report))
         return
     for folder in report.folders:
         console.output.print(str(folder), soft_wrap=True)
-    _print_speed(report)
+    print_speed(report)
 
 
 @_command("execute", ExecutionSettings)
@@ -148,9 +150,9 @@ def execute_command(execution: ExecutionSettings, folder: DirArgument, as_json: 
     with count_bar(console.messages) as progress:
         counts = execute(folder, execution, progress)
     if as_json:
-        console.print_json({str(each): _kinds_record(kinds) for each, kinds in counts.items()})
+        console.print_json({str(each): kinds_record(kinds) for each, kinds in counts.items()})
         return
-    _print_kinds(counts)
+    print_kinds(counts)
 
 
 @_command("pass-at-k")
@@ -158,9 +160,9 @@ def pass_at_k_command(folder: DirArgument, k: Ks = None, partial: Partial = Fals
     """Print pass@k of a folder of results, with 95% intervals over problems; raw, and over problems that can pass."""
     scores = [score_folder(each, k or (), partial=partial) for each in language_folders(folder)]
     if as_json:
-        console.print_json({"scores": [_score_record(each) for each in scores]})
+        console.print_json({"scores": [score_record(each) for each in scores]})
         return
-    _print_scores(scores)
+    print_scores(scores)
 
 
 @_command("compare")
@@ -174,9 +176,9 @@ def compare_command(
     """Compare two models on the same problems, in pairs: B - A, its interval, its p-value, and what could be seen."""
     comparisons = compare_folders(first, second, k, partial=partial)
     if as_json:
-        console.print_json({name: _comparison_record(each) for name, each in comparisons.items()})
+        console.print_json({name: comparison_record(each) for name, each in comparisons.items()})
         return
-    _print_comparisons(comparisons, k)
+    print_comparisons(comparisons, k)
 
 
 @_command("measure", MeasureSettings, ModelSettings)
@@ -204,7 +206,7 @@ def measure_command(
     if as_json:
         console.print_json({"estimates": [dataclasses.asdict(each) for each in found]})
         return
-    _print_estimates(found)
+    print_estimates(found)
 
 
 @_command("codebleu")
@@ -263,115 +265,3 @@ def _quiet_libraries() -> None:
 def _warn(execution: ExecutionSettings) -> None:
     if execution.sandbox == "none":
         console.messages.print(f"[bold red]warning:[/bold red] {WARNING}", soft_wrap=True)
-
-
-def _print_scores(scores: Sequence[LanguageScores]) -> None:
-    rows = []
-    for each in scores:
-        passable = {score.k: score for score in each.passable}
-        for score in each.raw:
-            over = passable.get(score.k)
-            rows.append(
-                [
-                    each.dataset,
-                    each.language,
-                    len(each.tallies),
-                    each.samples,
-                    score.k,
-                    f"{score.value:.1%}",
-                    "-" if score.low is None else f"{score.low:.1%} to {score.high:.1%}",
-                    f"{over.value:.1%} of {len(each.tallies) - len(each.unpassable)}" if over else "-",
-                ]
-            )
-    columns = ["dataset", "language", "problems", "samples", "k", "pass@k", "95%", "over passable problems"]
-    console.output.print(table(columns, rows))
-
-
-def _print_comparisons(comparisons: Mapping[str, Comparison], k: int) -> None:
-    rows = [
-        [
-            name,
-            each.problems,
-            f"{each.a:.1%}",
-            f"{each.b:.1%}",
-            f"{each.difference:+.1%}",
-            "-" if each.low is None or each.high is None else f"{100 * each.low:+.1f}, {each.high:+.1%}",
-            f"{each.p_value:.3f}",
-            "-" if each.smallest_detectable is None else f"{each.smallest_detectable:.1%}",
-            f"{len(each.wins)} : {len(each.losses)}",
-        ]
-        for name, each in comparisons.items()
-    ]
-    # Narrow enough for a terminal of 80 columns.
-    columns = ["", "n", "A", "B", "B - A", "95%", "p", "detects", "B : A"]
-    console.output.print(table(columns, rows))
-    tests = " or ".join(sorted({each.test for each in comparisons.values()}))
-    console.messages.print(
-        f"A, B: pass@{k} on n problems; p: {tests}; detects: the smallest difference that n problems would show at the "
-        "5% level 4 times in 5; B : A: the problems that each solves more often",
-        style="dim",
-    )
-
-
-def _print_estimates(found: Sequence["Estimate"]) -> None:
-    if not found:
-        return
-    rows = [(each.measure, each.language, each.text, each.files, each.repositories) for each in found]
-    console.output.print(table(("", "language", "mean, 95% interval", "files", "repositories"), rows))
-    if any(each.low is None for each in found):
-        console.messages.print(FEW_REPOSITORIES, style="dim")
-
-
-def _print_kinds(counts: dict[Path, Counter[Kind]]) -> None:
-    kinds = [kind for kind in Kind if any(counter[kind] for counter in counts.values())]
-    rows = [[folder.name, *(counter[kind] for kind in kinds)] for folder, counter in counts.items()]
-    console.output.print(table(["folder", *kinds], rows))
-
-
-def _print_speed(report: GenerationReport) -> None:
-    generation = report.record.generation
-    if generation:
-        line = f"{generation['tokens']:,} tokens, {generation['tokens_per_second']:.1f} tokens/s"
-        console.messages.print(line, style="dim")
-
-
-def _run_record(report: GenerationReport) -> dict[str, Any]:
-    return {
-        "folders": [str(folder) for folder in report.folders],
-        "run": dataclasses.asdict(report.record),
-        "outcomes": {str(folder): _kinds_record(counts) for folder, counts in report.counts.items()},
-    }
-
-
-def _model_record(model: "EvaluatedModel") -> dict[str, Any]:
-    return _run_record(model.programs) | {
-        "scores": [_score_record(each) for each in model.scores],
-        "estimates": [dataclasses.asdict(each) for each in model.estimates],
-        "comparisons": {name: _comparison_record(each) for name, each in model.comparisons.items()},
-        "differences": [dataclasses.asdict(each) for each in model.differences],
-    }
-
-
-def _kinds_record(counts: Counter[Kind]) -> dict[str, int]:
-    return {str(kind): counts[kind] for kind in Kind}
-
-
-def _score_record(scores: LanguageScores) -> dict[str, Any]:
-    def shares(some: Iterable[Any]) -> dict[str, Any]:
-        return {f"pass@{each.k}": {"value": each.value, "low": each.low, "high": each.high} for each in some}
-
-    return {
-        "folder": str(scores.folder),
-        "dataset": scores.dataset,
-        "language": scores.language,
-        "problems": len(scores.tallies),
-        "samples": scores.samples,
-        "raw": shares(scores.raw),
-        "passable": shares(scores.passable),
-        "unpassable": dict(scores.unpassable),
-    }
-
-
-def _comparison_record(comparison: Comparison) -> dict[str, Any]:
-    computed = {name: getattr(comparison, name) for name in ("difference", "wins", "losses")}
-    return dataclasses.asdict(comparison) | computed

@@ -44,6 +44,11 @@ class Problem:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{n: v.to(device) for n, v in tensors.items() if isinstance(v, Tensor)})
 
+    def first(self, tokens: int) -> "Problem":
+        """The same problem with fewer tokens."""
+        names = ("hidden_TD", "expert_ids_TK", "weights_TK", "grad_TD")
+        return replace(self, **{name: getattr(self, name)[:tokens] for name in names})
+
     def arguments(self) -> tuple[Tensor | None, ...]:
         """The positional arguments of expert_ffn."""
         names = ("hidden_TD", "expert_ids_TK", "weights_TK", "up", "up_bias", "down", "down_bias")

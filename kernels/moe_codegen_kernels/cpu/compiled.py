@@ -22,6 +22,8 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the names of
 QUANTISED = {torch.int8: 3, torch.uint8: 4}
 # How W_e[n][k] lies in memory; the names of grouped_gemm.c.
 ROWS, COLUMNS, PANELS = 0, 1, 2
+# What quantised.c takes together, under its names: values of a row, and rows.
+UNIT, AT_ONCE = 2 * BLOCK, 4
 
 
 @functools.cache
@@ -112,8 +114,18 @@ def takes(rows_RK: Tensor, matrices: Matrices, layout: int, out_RN: Tensor) -> b
 
 def takes_few(rows_RK: Tensor, matrices: Quantised, layout: int, out_RN: Tensor) -> bool:
     """Whether the compiled kernel for few rows and quantised weights can multiply these."""
-    fits = layout == ROWS and _has_blocks(matrices) and rows_RK.dtype == out_RN.dtype == torch.float32
-    return fits and rows_RK.is_contiguous() and out_RN.is_contiguous() and not isinstance(_quantised(), str)
+    _, columns, inner = matrices.shape
+    return (
+        layout == ROWS
+        and not isinstance(_quantised(), str)
+        and _has_blocks(matrices)
+        and (matrices.group % UNIT == 0 or (matrices.group == BLOCK and matrices.stored.dtype == torch.uint8))
+        and inner % UNIT == 0
+        and columns % AT_ONCE == 0
+        and rows_RK.dtype == out_RN.dtype == torch.float32
+        and rows_RK.is_contiguous()
+        and out_RN.is_contiguous()
+    )
 
 
 def _has_blocks(matrices: Quantised) -> bool:

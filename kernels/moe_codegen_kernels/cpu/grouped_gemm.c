@@ -30,7 +30,6 @@ enum {
     BLOCK_K = 256,         /* with CHUNK: a block of panels fits the L2 cache, one panel the L1 cache */
     BLOCK_ROWS = 96,       /* rows of x that stay in the L2 cache beside it */
     DIRECT_K = 512,
-    DOT_K = 2048,          /* DOT_ROWS * DOT_K floats fit where a block of panels does */
     PREFETCH_BYTES = 2048, /* how far ahead of the multiplication packed weights are asked for */
     WORTH_A_TEAM = 1 << 16 /* multiplications below which one thread is faster */
 };
@@ -170,8 +169,10 @@ INLINE void pair_up(const float *x, float *paired, long k_count) {
         }
 }
 
+/* Four columns, `apart` from one another: memory is read faster as a few long streams than as one. w_stride lies
+   between their weights. */
 INLINE void dot(int rows, int dtype, const float *x, long x_stride, const void *w, long w_stride, long k_count,
-                float *out, long out_stride) {
+                float *out, long out_stride, long apart) {
     vector sums[3][4];
     for (int m = 0; m < rows; m++)
         for (int n = 0; n < 4; n++) sums[m][n] = (vector){0};
@@ -194,15 +195,15 @@ INLINE void dot(int rows, int dtype, const float *x, long x_stride, const void *
     }
     for (int m = 0; m < rows; m++)
         for (int n = 0; n < 4; n++)
-            for (int lane = 0; lane < LANES; lane++) out[m * out_stride + n] += sums[m][n][lane];
+            for (int lane = 0; lane < LANES; lane++) out[m * out_stride + n * apart] += sums[m][n][lane];
 }
 
 INLINE void dots(int dtype, const float *x, long x_stride, long rows, const void *w, long w_stride, long k_count,
-                 float *out, long out_stride) {
+                 float *out, long out_stride, long apart) {
     for (long left = (rows + 2) / 3, take; left > 0; left--, rows -= take) {
         take = (rows + left - 1) / left;
         switch (take) {
-#define CASE(ROWS) case ROWS: dot(ROWS, dtype, x, x_stride, w, w_stride, k_count, out, out_stride); break;
+#define CASE(ROWS) case ROWS: dot(ROWS, dtype, x, x_stride, w, w_stride, k_count, out, out_stride, apart); break;
             CASE(1) CASE(2) CASE(3)
 #undef CASE
         }
@@ -220,16 +221,18 @@ INLINE void columns_of(int dtype, int layout, long expert, long rows, long n_cou
     for (long m = 0; m < rows; m++)
         for (long n = first; n < last; n++) out[m * n_count + n] = 0;
     if (layout == ROWS && dtype < INT8 && rows <= DOT_ROWS) {
-        for (long k = 0; k < k_count; k += DOT_K) {
-            long depth = smaller(DOT_K, k_count - k);
+        const long deepest = CHUNK * BLOCK_K / rows & -2 * LANES; /* rows of x fit where a block of panels does */
+        for (long k = 0; k < k_count; k += deepest) {
+            long depth = smaller(deepest, k_count - k);
             const float *x_k = x + k;
             if (dtype == BFLOAT16) {
                 for (long m = 0; m < rows; m++) pair_up(x + m * k_count + k, scratch + m * depth, depth);
                 x_k = scratch;
             }
-            for (long n = first; n < last; n += 4)
-                dots(dtype, x_k, dtype == BFLOAT16 ? depth : k_count, rows, at(dtype, w, n * k_count + k), k_count,
-                     depth, out + n, n_count);
+            const long apart = (last - first) / 4;
+            for (long n = first; n < first + apart; n++)
+                dots(dtype, x_k, dtype == BFLOAT16 ? depth : k_count, rows, at(dtype, w, n * k_count + k),
+                     apart * k_count, depth, out + n, n_count, apart);
         }
     } else if (layout == PANELS && rows <= DIRECT_ROWS) {
         long beside = k_count * PANEL * bits_of(dtype) / 8;

@@ -65,7 +65,7 @@ def expert_ffn_backward(
     weights_R = weights_TK.reshape(-1).to(sums)
 
     def zeros_if(needed: bool, like: Matrices | None) -> Tensor:
-        return torch.zeros_like(like) if needed and isinstance(like, Tensor) else grad_TD.new_empty(0)
+        return like.new_zeros(like.shape) if needed and isinstance(like, Tensor) else grad_TD.new_empty(0)
 
     d_x_RD = grad_TD.new_zeros((order_R.numel(), hidden_TD.shape[1]) if needs_hidden else (0,), dtype=sums)
     d_weights_R = weights_R.new_zeros(weights_R.numel() if needs_weights else 0)

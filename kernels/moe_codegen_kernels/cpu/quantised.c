@@ -1,12 +1,13 @@
 // out[m][n] = sum over k of x[m][k] * scale[n][k / group] * weight[n][k], for few rows m and weights of 8 or 4 bits.
 //
 // With few rows all that counts is how fast weights come out of memory, so a weight is widened as little as possible:
-// x is rounded once to 16-bit integers, each block of 32 values by a scale of its own (an error of 2^-16 of the block's
-// largest value), and a block of products is an integer sum that becomes a float once.
+// x is rounded once to 16-bit integers, each UNIT of 64 values by a scale of its own (an error of 2^-16 of the unit's
+// largest value), and a unit of products is an integer sum that becomes a float once.
 //
 //     weight  int8  row after row; 4-bit: byte i of a block of 16 holds value i in its low half, value i + 16 in its high
 //     scale   bf16  (N, K / group)
-//     M rows of x, N rows of the weight, K values in each; K and group are multiples of BLOCK.
+//     M rows of x, N rows of the weight, K values in each; K is a multiple of UNIT, N of AT_ONCE, group of
+//     UNIT, or BLOCK itself with 4 bits.
 //
 // x86 needs two instructions by name.
 
@@ -18,13 +19,16 @@
 #endif
 #include "weights.h"
 
-#define ROWS_AT_ONCE 4           // of x, for each weight that is read
-#define AHEAD 1024               // bytes; prefetched, for the hardware stops at every page
+#define UNIT (2 * BLOCK)
+#define PARTS 4                  // vectors of 16-bit values in a unit
+#define AT_ONCE 4                // rows of the weight, far apart: memory is read faster as a few long streams than as one
+#define ROWS_AT_ONCE 2           // of x, for each weight that is read
 #define CHUNK 128                // rows of the weight that a thread takes at a time
 #define WORTH_THREADS (1 << 18)  // products
 
 typedef float floats __attribute__((vector_size(32), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(32), aligned(4)));
+typedef uint32_t pairs __attribute__((vector_size(32), aligned(4)));
 typedef int16_t shorts __attribute__((vector_size(32), aligned(2)));
 typedef int8_t chars __attribute__((vector_size(16), aligned(1)));
 
@@ -46,67 +50,96 @@ INLINE ints multiply_pairs(shorts a, shorts b) {
 #endif
 }
 
+// A unit of the weight; of 4-bit values part i holds half-byte i of each 16-bit word of its two blocks.
+INLINE void load_unit(int dtype, const int8_t *weight, shorts parts[PARTS]) {
+    const shorts words = *(const shorts *)weight;
+    for (int i = 0; i < PARTS; i++) parts[i] = dtype == INT8 ? widen(weight + 16 * i) : (words << (12 - 4 * i)) >> 12;
+}
+
+// The scale of a unit, or of its two blocks, each in half of the lanes.
+INLINE floats load_scale(int is_paired, const uint16_t *scales) {
+    if (!is_paired) return (floats){0} + bf16(*scales);
+    uint32_t both;
+    memcpy(&both, scales, sizeof both);
+    return (floats)((((pairs){0} + both) << (pairs){16, 16, 16, 16, 0, 0, 0, 0}) & 0xffff0000u);
+}
+
 INLINE float total(floats v) {
     return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
 }
 
-// One row of the weight times `rows` rows of x.
-INLINE void dot(const int rows, const int bits, const int16_t *x, const float *x_scales, const int8_t *weight,
-                const uint16_t *scales, long group, long K, float *out, long N) {
-    const long blocks = K / BLOCK, blocks_in_group = group / BLOCK, bytes_in_block = BLOCK * bits / 8;
-    floats sums[ROWS_AT_ONCE] = {0};
-    for (long first = 0; first < blocks; first += blocks_in_group) {
-        const float scale = bf16(*scales++);
-        for (long b = first; b < first + blocks_in_group; b++, weight += bytes_in_block) {
-            __builtin_prefetch(weight + AHEAD);
-            shorts low, high = widen(weight);
-            if (bits == 8) {
-                low = high;
-                high = widen(weight + 16);
-            } else {
-                low = (high << 12) >> 12;
-                high = high >> 4;
-            }
+// AT_ONCE rows of the weight, `apart` from one another, times `rows` rows of x.
+INLINE void dot(int rows, int dtype, int is_paired, const int16_t *x, const float *x_scales, const int8_t *weight,
+                const uint16_t *scales, long apart, long group, long K, float *out, long N) {
+    const long row_bytes = K * bits_of(dtype) / 8, groups = K / group, units = K / UNIT;
+    const long units_of_a_scale = is_paired ? 1 : group / UNIT;
+    floats sums[AT_ONCE][ROWS_AT_ONCE] = {0};
+    for (long first = 0; first < units; first += units_of_a_scale, scales += 1 + is_paired) {
+        floats scale[AT_ONCE];
+        for (int n = 0; n < AT_ONCE; n++) scale[n] = load_scale(is_paired, scales + n * apart * groups);
+        for (long u = first; u < first + units_of_a_scale; u++, weight += UNIT * bits_of(dtype) / 8) {
 #pragma GCC unroll 4
-            for (int m = 0; m < rows; m++) {
-                const shorts *at = (const shorts *)(x + m * K + b * BLOCK);
-                ints products = multiply_pairs(low, at[0]) + multiply_pairs(high, at[1]);
-                sums[m] += scale * x_scales[m * blocks + b] * __builtin_convertvector(products, floats);
+            for (int n = 0; n < AT_ONCE; n++) {
+                shorts parts[PARTS];
+                load_unit(dtype, weight + n * apart * row_bytes, parts);
+#pragma GCC unroll 2
+                for (int m = 0; m < rows; m++) {
+                    const shorts *at = (const shorts *)(x + m * K + u * UNIT);
+                    ints products = {0};
+                    for (int i = 0; i < PARTS; i++) products += multiply_pairs(parts[i], at[i]);
+                    sums[n][m] += scale[n] * x_scales[m * units + u] * __builtin_convertvector(products, floats);
+                }
             }
         }
     }
-#pragma GCC unroll 4
-    for (int m = 0; m < rows; m++) out[m * N] = total(sums[m]);
+    for (int m = 0; m < rows; m++)
+        for (int n = 0; n < AT_ONCE; n++) out[m * N + n * apart] = total(sums[n][m]);
 }
 
-// The same with `rows` and `bits` known to the compiler, and the group where it is a block.
-static void dots(long rows, int bits, const int16_t *x, const float *x_scales, const int8_t *weight,
-                 const uint16_t *scales, long group, long K, float *out, long N) {
-#define CASE(ROWS) \
-    case ROWS: \
-        if (bits == 8) dot(ROWS, 8, x, x_scales, weight, scales, group, K, out, N); \
-        else if (group == BLOCK) dot(ROWS, 4, x, x_scales, weight, scales, BLOCK, K, out, N); \
-        else dot(ROWS, 4, x, x_scales, weight, scales, group, K, out, N); \
-        break
-    switch (rows) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-    }
+// The same with what chooses instructions known to the compiler.
+static void dots(long rows, int dtype, const int16_t *x, const float *x_scales, const int8_t *weight,
+                 const uint16_t *scales, long apart, long group, long K, float *out, long N) {
+#define CASE(ROWS, DTYPE, IS_PAIRED) \
+    dot(ROWS, DTYPE, IS_PAIRED, x, x_scales, weight, scales, apart, group, K, out, N)
+#define CASES(ROWS) \
+    if (dtype == INT8) CASE(ROWS, INT8, 0); \
+    else if (group == BLOCK) CASE(ROWS, INT4, 1); \
+    else CASE(ROWS, INT4, 0)
+    if (rows == 1) { CASES(1); } else { CASES(2); }
+#undef CASES
+#undef CASE
 }
 
-// Nearest multiples of each block's scale; a block with an infinity or a NaN makes every product with it NaN.
-static void round_to_shorts(const float *x, long count, int16_t *rounded, float *x_scales) {
-    for (long b = 0; b < count / BLOCK; b++, x += BLOCK, rounded += BLOCK) {
-        float largest = 0, poison = 0;
-        for (int i = 0; i < BLOCK; i++) {
-            largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-            poison += 0 * x[i];
+// A unit of x in the order in which `load_unit` gives 4-bit weights: bytes are even or odd in their words.
+INLINE void reorder(const int16_t *from, int16_t *to) {
+    for (int block = 0; block < 2; block++)
+        for (int half = 0; half < 2; half++)
+            for (int word = 0; word < BLOCK / 4; word++) {
+                const int16_t *values = from + block * BLOCK + half * BLOCK / 2 + 2 * word;
+                int16_t *even = to + half * BLOCK / 2 + block * BLOCK / 4 + word, *odd = even + BLOCK;
+                *even = values[0];
+                *odd = values[1];
+            }
+}
+
+// Nearest multiples of each unit's scale; a unit with an infinity or a NaN makes every product with it NaN.
+static void round_to_shorts(int dtype, const float *x, long count, int16_t *rounded, float *x_scales) {
+    for (long u = 0; u < count / UNIT; u++, x += UNIT, rounded += UNIT) {
+        int32_t largest = 0;  // the magnitudes' bits, which are ordered as they are
+        for (int k = 0; k < UNIT; k++) {
+            int32_t bits;
+            memcpy(&bits, x + k, sizeof bits);
+            bits &= INT32_MAX;
+            largest = bits > largest ? bits : largest;
         }
-        x_scales[b] = largest / INT16_MAX + poison;
-        const float inverse = poison == 0 && x_scales[b] >= FLT_MIN ? 1 / x_scales[b] : 0;
-        for (int i = 0; i < BLOCK; i++) rounded[i] = inverse > 0 ? (int16_t)rintf(x[i] * inverse) : 0;
+        float magnitude;
+        memcpy(&magnitude, &largest, sizeof magnitude);
+        x_scales[u] = isfinite(magnitude) ? magnitude / INT16_MAX : NAN;
+        int16_t in_order[UNIT] = {0};
+        if (x_scales[u] >= FLT_MIN)
+            for (int k = 0; k < UNIT; k++) in_order[k] = (int16_t)rintf(x[k] * (1 / x_scales[u]));
+        if (dtype == INT4) reorder(in_order, rounded);
+        else memcpy(rounded, in_order, sizeof in_order);
     }
 }
 
@@ -114,30 +147,31 @@ static void round_to_shorts(const float *x, long count, int16_t *rounded, float 
 int quantised_linear(int dtype, int bias_dtype, int threads, long experts, long N, long K, long group,
                      const int32_t *offsets, const float *x, const int8_t *weight, const uint16_t *scales,
                      const void *bias, float *out) {
-    const long row_bytes = K * bits_of(dtype) / 8, groups = K / group, blocks = K / BLOCK, M = offsets[experts];
+    const long row_bytes = K * bits_of(dtype) / 8, groups = K / group, units = K / UNIT, M = offsets[experts];
     const long chunks = (N + CHUNK - 1) / CHUNK;
     int16_t *rounded = malloc(M * K * sizeof *rounded);
-    float *x_scales = malloc(M * blocks * sizeof *x_scales);
+    float *x_scales = malloc(M * units * sizeof *x_scales);
     if (!rounded || !x_scales) {
         free(rounded);
         free(x_scales);
         return 1;
     }
-    round_to_shorts(x, M * K, rounded, x_scales);
+    round_to_shorts(dtype, x, M * K, rounded, x_scales);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (M * N * K > WORTH_THREADS)
     for (long task = 0; task < experts * chunks; task++) {
         const long expert = task / chunks, first = task % chunks * CHUNK, last = smaller(first + CHUNK, N);
         const long start = offsets[expert], end = offsets[expert + 1];
         if (start == end) continue;
-        for (long n = first; n < last; n++) {
+        const long apart = (last - first) / AT_ONCE;
+        for (long n = first; n < first + apart; n++) {
             const long row = expert * N + n;
-            const float added = bias ? element(bias_dtype, bias, row) : 0;
             for (long m = start; m < end; m += ROWS_AT_ONCE)
-                dots(smaller(ROWS_AT_ONCE, end - m), bits_of(dtype), rounded + m * K, x_scales + m * blocks,
-                     weight + row * row_bytes, scales + row * groups, group, K, out + m * N + n, N);
-            if (bias)
-                for (long m = start; m < end; m++) out[m * N + n] += added;
+                dots(smaller(ROWS_AT_ONCE, end - m), dtype, rounded + m * K, x_scales + m * units,
+                     weight + row * row_bytes, scales + row * groups, apart, group, K, out + m * N + n, N);
         }
+        if (bias)
+            for (long m = start; m < end; m++)
+                for (long n = first; n < last; n++) out[m * N + n] += element(bias_dtype, bias, expert * N + n);
     }
     free(rounded);
     free(x_scales);

@@ -54,6 +54,14 @@ def activate_with_slope(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def split_columns(tile):
+    """The left and the right half of a tile's columns: an epilogue that takes them in turn holds half the registers."""
+    M: tl.constexpr = tile.shape[0]
+    N: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, (M, 2, N // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def ragged_tile(tile, num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M: tl.constexpr):
     """expert, first row, end of the expert's rows, column block of output tile number `tile`.
 

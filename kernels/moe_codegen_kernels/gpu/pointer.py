@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_codegen_kernels.gpu.epilogues import activate, activate_with_slope, partial_index, ragged_tile
+from moe_codegen_kernels.gpu.epilogues import activate, activate_with_slope, partial_index, ragged_tile, split_columns
 from moe_codegen_kernels.gpu.routing import Schedule
 from moe_codegen_kernels.tiles import Tile, precision_of
 
@@ -146,6 +146,41 @@ def up_kernel(
     tl.store(tile_ptrs(a_ptr, row, column_N, N, BLOCK_M), a, mask=mask)
 
 
+@triton.jit
+def gradient_columns(
+    acc, s, row, is_row_M, column, h_ptr, dh_ptr, a_ptr, partials_ptr, N,
+    GATED: tl.constexpr, WRITE_PARTIALS: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The columns of dh_RG and a'_RF that `acc` = dA covers, from `column` on; returns each row's <dA, a>.
+
+    A row that is not the expert's has s = 0 and h = 0, and so adds nothing to the sums.
+    """
+    BLOCK_M: tl.constexpr = acc.shape[0]
+    G: tl.constexpr = 2 if GATED else 1
+    column_N = column + tl.arange(0, acc.shape[1])
+    is_column_N = column_N < N
+    mask = is_row_M[:, None] & is_column_N[None, :]
+    h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M)
+    dh_ptrs = tile_ptrs(dh_ptr, row, column_N, G * N, BLOCK_M)
+    a_ptrs = tile_ptrs(a_ptr, row, column_N, N, BLOCK_M)
+    a, slope = activate_with_slope(tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
+    if GATED:
+        d_value = s * acc * a
+        tl.store(dh_ptrs + N, d_value, mask=mask)
+        if WRITE_PARTIALS:
+            tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=is_column_N)
+        value = tl.load(h_ptrs + N, mask=mask, other=0.0).to(tl.float32)
+        tl.store(a_ptrs, s * a * value, mask=mask)
+        acc *= value
+    else:
+        tl.store(a_ptrs, s * a, mask=mask)
+    dh = s * acc * slope
+    tl.store(dh_ptrs, dh, mask=mask)
+    if WRITE_PARTIALS:
+        tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=is_column_N)
+    return tl.sum(acc * a, axis=1)
+
+
 @triton.jit(do_not_specialize=["R"])
 def down_gradient_kernel(
     rows_ptr, down_ptr, h_ptr, order_ptr, weights_ptr, dh_ptr, a_ptr, partials_ptr, dots_ptr, schedule_ptr,
@@ -167,35 +202,22 @@ def down_gradient_kernel(
         rows_ptr, down_ptr, source_M, column_N, N, K, K, stride_n, stride_k, 0,
         False, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    mask = is_row_M[:, None] & (column_N < N)[None, :]
     row_M = row + tl.arange(0, BLOCK_M)
     slot_M = tl.load(order_ptr + row_M, mask=is_row_M, other=0)
-    # A row that is not the expert's has s = 0 and h = 0, and so adds nothing to the sums.
     s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)[:, None]
     G: tl.constexpr = 2 if GATED else 1
-    h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M)
-    dh_ptrs = tile_ptrs(dh_ptr, row, column_N, G * N, BLOCK_M)
-    a_ptrs = tile_ptrs(a_ptr, row, column_N, N, BLOCK_M)
-    place = partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N) + column_N
-    a, slope = activate_with_slope(tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
-    if GATED:
-        d_value = s * acc * a
-        tl.store(dh_ptrs + N, d_value, mask=mask)
-        if WRITE_PARTIALS:
-            tl.store(partials_ptr + place + N, tl.sum(d_value, axis=0), mask=column_N < N)
-        value = tl.load(h_ptrs + N, mask=mask, other=0.0).to(tl.float32)
-        tl.store(a_ptrs, s * a * value, mask=mask)
-        acc *= value
-    else:
-        tl.store(a_ptrs, s * a, mask=mask)
-    if WRITE_DOTS:
-        tl.store(dots_ptr + n.to(tl.int64) * R + row_M, tl.sum(acc * a, axis=1), mask=is_row_M)
-    if GATED:  # the gate is read and its slope computed again: kept since above, they would spill
-        _, slope = activate_with_slope(tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
-    dh = s * acc * slope
-    tl.store(dh_ptrs, dh, mask=mask)
     if WRITE_PARTIALS:
-        tl.store(partials_ptr + place, tl.sum(dh, axis=0), mask=column_N < N)
+        partials_ptr += partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N)
+    left, right = split_columns(acc)
+    dots_M = gradient_columns(
+        left, s, row, is_row_M, n * BLOCK_N, h_ptr, dh_ptr, a_ptr, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
+    )
+    dots_M += gradient_columns(
+        right, s, row, is_row_M, n * BLOCK_N + BLOCK_N // 2, h_ptr, dh_ptr, a_ptr, partials_ptr, N,
+        GATED, WRITE_PARTIALS, ACTIVATION,
+    )  # fmt: skip
+    if WRITE_DOTS:
+        tl.store(dots_ptr + n.to(tl.int64) * R + row_M, dots_M, mask=is_row_M)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, to_ragged_indices
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from moe_codegen_kernels.gpu.epilogues import activate, activate_with_slope, partial_index, ragged_tile
+from moe_codegen_kernels.gpu.epilogues import activate, activate_with_slope, partial_index, ragged_tile, split_columns
 from moe_codegen_kernels.gpu.routing import Schedule
 from moe_codegen_kernels.tiles import Tile
 
@@ -135,6 +135,35 @@ def up_kernel(
         store_rows(a_desc, row, end, 0, n * BLOCK_N, a)
 
 
+@triton.jit
+def gradient_columns(
+    acc, s, row, end, column, h_desc, dh_desc, a_desc, partials_ptr, N,
+    GATED: tl.constexpr, WRITE_PARTIALS: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The columns of dh_RG and a'_RF that `acc` = dA covers, from `column` on; returns each row's <dA, a>."""
+    BLOCK_M: tl.constexpr = acc.shape[0]
+    BLOCK_N: tl.constexpr = acc.shape[1]
+    column_N = column + tl.arange(0, BLOCK_N)
+    h = load_half(h_desc, row, end, 0, column, BLOCK_M, BLOCK_N)
+    h = h.to(tl.float32) + 0.0 * acc
+    a, slope = activate_with_slope(h, ACTIVATION)
+    if GATED:
+        d_value = s * acc * a
+        store_rows(dh_desc, row, end, 1, column, d_value)
+        if WRITE_PARTIALS:
+            tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=column_N < N)
+        value = load_half(h_desc, row, end, 1, column, BLOCK_M, BLOCK_N).to(tl.float32)
+        store_rows(a_desc, row, end, 0, column, s * a * value)
+        acc *= value
+    else:
+        store_rows(a_desc, row, end, 0, column, s * a)
+    dh = s * acc * slope
+    store_rows(dh_desc, row, end, 0, column, dh)
+    if WRITE_PARTIALS:
+        tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=column_N < N)
+    return tl.sum(acc * a, axis=1)
+
+
 @triton.jit(do_not_specialize=["R"])
 def down_gradient_kernel(
     rows_desc, down_desc, h_desc, order_ptr, weights_ptr, dh_desc, a_desc, partials_ptr, dots_ptr,
@@ -157,30 +186,18 @@ def down_gradient_kernel(
         acc = tl.where(is_row_M[:, None], acc, 0.0)  # keeps the next expert's rows out of the sums
         slot_M = tl.load(order_ptr + row_M, mask=is_row_M, other=0)
         s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)[:, None]
-        column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
-        place = partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N) + column_N
-        h = load_half(h_desc, row, end, 0, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
-        a, slope = activate_with_slope(h, ACTIVATION)
-        if GATED:
-            d_value = s * acc * a
-            store_rows(dh_desc, row, end, 1, n * BLOCK_N, d_value)
-            if WRITE_PARTIALS:
-                tl.store(partials_ptr + place + N, tl.sum(d_value, axis=0), mask=column_N < N)
-            value = load_half(h_desc, row, end, 1, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
-            store_rows(a_desc, row, end, 0, n * BLOCK_N, s * a * value)
-            acc *= value
-        else:
-            store_rows(a_desc, row, end, 0, n * BLOCK_N, s * a)
+        place = partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N)
+        sums_ptr = partials_ptr + place if WRITE_PARTIALS else None
+        left, right = split_columns(acc)
+        dots_M = gradient_columns(
+            left, s, row, end, n * BLOCK_N, h_desc, dh_desc, a_desc, sums_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
+        )
+        dots_M += gradient_columns(
+            right, s, row, end, n * BLOCK_N + BLOCK_N // 2, h_desc, dh_desc, a_desc, sums_ptr, N,
+            GATED, WRITE_PARTIALS, ACTIVATION,
+        )  # fmt: skip
         if WRITE_DOTS:
-            dots_ptrs = dots_ptr + n.to(tl.int64) * R + row_M
-            tl.store(dots_ptrs, tl.sum(acc * a, axis=1), mask=is_row_M)
-        if GATED:  # the gate is read and its slope computed again: kept since above, they would spill
-            h = load_half(h_desc, row, end, 0, n * BLOCK_N, BLOCK_M, BLOCK_N).to(tl.float32)
-            _, slope = activate_with_slope(h, ACTIVATION)
-        dh = s * acc * slope
-        store_rows(dh_desc, row, end, 0, n * BLOCK_N, dh)
-        if WRITE_PARTIALS:
-            tl.store(partials_ptr + place, tl.sum(dh, axis=0), mask=column_N < N)
+            tl.store(dots_ptr + n.to(tl.int64) * R + row_M, dots_M, mask=is_row_M)
 
 
 @triton.jit
@@ -285,11 +302,11 @@ def down_gradient(
     dh_RG = torch.empty_like(h_RG)
     a_RF = h_RG.new_empty(h_RG.shape[0], columns)
     tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
+    box = (tile.block_m, tile.block_n // 2)  # the epilogue takes a tile's columns in halves
     down_gradient_kernel[_grid(schedule, tiles, tile)](
         _rows_descriptor(dO_RD, tile), _matrices_descriptor(down.mT, False, tile),
-        _ragged_descriptor(h_RG, halves, tile.block_m, tile.block_n), order_R, weights_TK,
-        _ragged_descriptor(dh_RG, halves, tile.block_m, tile.block_n),
-        _ragged_descriptor(a_RF, 1, tile.block_m, tile.block_n), partials_PG, dots_BR,
+        _ragged_descriptor(h_RG, halves, *box), order_R, weights_TK, _ragged_descriptor(dh_RG, halves, *box),
+        _ragged_descriptor(a_RF, 1, *box), partials_PG, dots_BR,
         schedule.entries, order_R.numel(), columns, inner, schedule.experts,
         GATED=gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
         ACTIVATION=activation, **_constants(schedule, tile),

@@ -1,14 +1,19 @@
 """The launchers' own behaviour: how much they launch, when they compile again, and that they never ask the device."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from benchmarks.ahead_of_time import compile_layer, compiling_for
+from benchmarks.launch_rules import check_launch, tensor_map_faults
 from benchmarks.shapes import SHAPES, LayerShape
+from moe_codegen_kernels.gpu import routing
 
 SMALL = LayerShape("small", 128, 256, 4, 2, "gelu_tanh", gated=False, bias=True)
 FORWARD = ["count", "scan", "place", "schedule", "gather", "up", "linear", "combine"]
@@ -41,6 +46,46 @@ def test_another_batch_size_compiles_nothing_anew():
     sizes = (4096, 4097, 5000, 6001, 7777, 8192, 16384)
     kernels = [set(compile_layer("sm_90", SMALL, tokens, torch.bfloat16, trains=True).kernels) for tokens in sizes]
     assert all(later == kernels[0] for later in kernels[1:])
+
+
+@pytest.mark.parametrize("experts", [8, 300])
+def test_the_router_compiles(experts):
+    with compiling_for("sm_90") as recorder:
+        routing.route(torch.empty(5000, experts), min(experts, 8), True)
+    assert _names(recorder) == ["route"]
+
+
+def test_no_rows_launch_no_gemm():
+    grids = {
+        launch.name: launch.grid for launch in compile_layer("sm_90", SMALL, 0, torch.bfloat16, trains=True).launches
+    }
+    assert {name for name, grid in grids.items() if math.prod(grid) > 0 and "kernel" in name} == {
+        "scan_kernel", "schedule_kernel", "sum_partials_kernel", "ragged_k_kernel",
+    }  # fmt: skip
+
+
+def _descriptor(columns=64, box=(16, 64)):
+    return TensorDescriptor(torch.empty(64, columns, dtype=torch.bfloat16), [64, columns], [columns, 1], list(box))
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "box", "rule"),
+    [
+        (_descriptor(), [512, 64], "box extents"),
+        (_descriptor(columns=128, box=(16, 128)), [16, 128], "within the swizzle"),
+        (_descriptor(box=(16, 4)), [16, 4], "box rows a multiple"),
+    ],
+)
+def test_a_tensor_map_that_the_driver_refuses_is_seen(descriptor, box, rule):
+    assert not tensor_map_faults(_descriptor(), [16, 64], swizzle=3)
+    assert [fault for fault in tensor_map_faults(descriptor, box, swizzle=3) if rule in fault]
+
+
+@pytest.mark.parametrize(("grid", "scratch"), [((1, 70_000, 1), 0), ((1, 1, 1), 128)])
+def test_a_launch_that_the_driver_refuses_raises(grid, scratch):
+    metadata = SimpleNamespace(name="kernel", global_scratch_size=scratch, tensordesc_meta=[])
+    with pytest.raises(ValueError, match="would not launch"):
+        check_launch(metadata, grid, [])
 
 
 def test_no_host_synchronisation():

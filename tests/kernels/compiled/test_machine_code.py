@@ -29,13 +29,12 @@ VERIFY_ALL = os.environ.get("KERNELS_VERIFY") == "all"
 # Instructions a warp may issue in one iteration of the main loop of sm_90's largest bucket, by Triton version: a
 # ratchet. Lower a figure when the loop gets shorter; a longer loop needs a reason.
 INSTRUCTIONS = {
-    "3.6": {"up_kernel": 124, "linear_kernel": 90, "down_gradient_kernel": 90, "ragged_k_kernel": 96},
-    "3.9": {"up_kernel": 123, "linear_kernel": 90, "down_gradient_kernel": 89, "ragged_k_kernel": 93},
+    "3.6": {"up_kernel": 124, "linear_kernel": 90, "down_gradient_kernel": 86, "ragged_k_kernel": 96},
+    "3.9": {"up_kernel": 123, "linear_kernel": 90, "down_gradient_kernel": 86, "ragged_k_kernel": 93},
 }
 
-
-# Bytes a thread an epilogue may spill: a ratchet too. See kernels/README.md; up_kernel's are Triton 3.6's.
-EPILOGUE_SPILLS = {"down_gradient_kernel": 800, "up_kernel": 32}
+# Bytes a thread an epilogue may spill, a ratchet too: Triton 3.6's for gated experts.
+EPILOGUE_SPILLS = {"up_kernel": 32}
 
 
 def _gemms(architecture, shape, rows_per_expert, dtype=torch.bfloat16):
@@ -57,7 +56,8 @@ def test_main_loops(architecture, shape, rows_per_expert):
             assert "v_mfma" in kernel.asm["amdgcn"], name
             continue
         loop = main_loop(kernel)
-        assert loop.tensor_core.startswith(TENSOR_CORE[architecture]) or loop.tensor_core.startswith("HMMA"), name
+        assert loop.tensor_core.startswith((TENSOR_CORE[architecture], "HMMA")), name
+        assert loop.fma > 0, f"{name} has no main loop that can be followed"
         assert loop.local == 0, f"{name} spills in its main loop"
         assert loop.stack <= EPILOGUE_SPILLS.get(name, 0), f"{name} spills {loop.stack} bytes a thread"
         if architecture in ("sm_80", "sm_89", "sm_120"):

@@ -65,6 +65,13 @@ def test_non_contiguous_inputs(path):
         assert torch.equal(value, expected[name]), name
 
 
+def test_no_tokens(monkeypatch):
+    use_tiles(monkeypatch, "pointer")  # which is where no rows always go: TMA's buckets begin above them
+    results = outputs_and_gradients(expert_ffn_on_gpu_path, make_problem(1).first(0).to(torch.float16))
+    assert results["out_TD"].shape == (0, 24)
+    assert not any(results[name].any() for name in ("d_up", "d_up_bias", "d_down", "d_down_bias"))
+
+
 def test_repeats_are_bitwise_equal(path):
     problem = make_problem(load="one_hot").to(torch.float16)
     first, second = (outputs_and_gradients(expert_ffn_on_gpu_path, problem) for _ in range(2))
