@@ -6,6 +6,7 @@ from moe_codegen_kernels.expert_ffn import expert_ffn as expert_ffn
 from moe_codegen_kernels.grouped import combine as combine
 from moe_codegen_kernels.grouped import grouped_gemm as grouped_gemm
 from moe_codegen_kernels.grouped import grouped_gemm_ragged_k as grouped_gemm_ragged_k
+from moe_codegen_kernels.linear import linear as linear
 from moe_codegen_kernels.packed import pack_matrices as pack_matrices
 from moe_codegen_kernels.packed import packed_expert_ffn as packed_expert_ffn
 from moe_codegen_kernels.packed import unpack_matrices as unpack_matrices

@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
+from moe_codegen.modeling.linear import Linear, use_own_linear
 from moe_codegen.modeling.quantisation import ExpertQuantisationConfig, quantisation_of
 from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, packing, router_z_loss
 from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
@@ -91,6 +92,7 @@ class MoEBackbone(MoEPreTrainedModel):
         for index in config.sparse_layers:
             layer = layers.get_submodule(str(index))
             layer.mlp = SparseMoE(config, ffn, dense=layer.get_submodule("mlp"))
+        use_own_linear(self)
         self.post_init()
 
     def forward(
@@ -136,7 +138,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         PreTrainedModel.__init__(self, config)
         setattr(self, self.base_model_prefix, self.backbone_class(config))
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.architecture.lm_head_bias)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.architecture.lm_head_bias)
         self.post_init()
 
     def train(self, mode: bool = True) -> "MoEForCausalLM":
