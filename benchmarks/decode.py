@@ -1,11 +1,14 @@
 """Generation with a model of full size on the CPU: dense, its mixture in bf16, 8 and 4 bits, and the memory's speed."""
 
 import argparse
+import itertools
+import statistics
 import time
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.published import add_model_options, source_and_mixture
@@ -60,15 +63,30 @@ def _quantised(mixture: Path, bits: int) -> Path:
     return path
 
 
+class _Clock(BaseStreamer):
+    """When `generate` handed over what: the prompt, then one token after the other."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
 def _measure(name: str, model: PreTrainedModel, tokens: int, repeats: int, bandwidth: float) -> Row:
+    """The median token of all repeats, each after a prompt of 32; the first round only warms up."""
     prompt = torch.arange(100, 132)[None]
     seconds = []
     for repeat in range(repeats + 1):
-        # The same prompt with one token and with all: the difference is decoding alone.
-        taken = _generate(model, prompt, tokens + 1) - _generate(model, prompt, 1)
+        clock = _Clock()
+        length = {"max_new_tokens": tokens + 1, "min_new_tokens": tokens + 1}
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), **length, do_sample=False, streamer=clock)
         if repeat:
-            seconds.append(taken)
-    pace = tokens / sorted(seconds)[len(seconds) // 2]
+            seconds += [after - before for before, after in itertools.pairwise(clock.times[1:])]
+    pace = 1 / statistics.median(seconds)
     active_bytes = _active_bytes(model)
     limit = bandwidth / active_bytes
     return {
@@ -86,11 +104,3 @@ def _active_bytes(model: PreTrainedModel) -> float:
     config = model.config
     share = config.num_experts_per_tok / config.num_experts if isinstance(config, MoEConfig) else 1.0
     return sum(p.nbytes * (share if ".mlp.experts." in name else 1.0) for name, p in model.named_parameters())
-
-
-def _generate(model: PreTrainedModel, prompt: torch.Tensor, tokens: int) -> float:
-    start = time.perf_counter()
-    model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
-    )
-    return time.perf_counter() - start
