@@ -1,23 +1,26 @@
 """`moe-codegen data VERB IN OUT`: the flags of a verb are the fields of its settings."""
 
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from huggingface_hub.utils import disable_progress_bars
 
 from moe_codegen.cli import console
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
 from moe_codegen.data.filtering.inspect import InspectSettings
 from moe_codegen.data.filtering.inspect import inspect as inspect_source
 from moe_codegen.data.passes.stage import Record
+from moe_codegen.data.passes.tables import stages_of, tables_of
 from moe_codegen.data.pipeline.corpus import CorpusSettings, build_corpus, read_packages
 from moe_codegen.data.pipeline.prepare import check_plan, prepare, read_plan
+from moe_codegen.data.pipeline.publish import plan_publication, publish
 from moe_codegen.data.pipeline.verbs import VERBS, Verb
 from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.reading.sources import Source, open_source
-from moe_codegen.data.report.report import write_report
-from moe_codegen.data.report.tables import tables_of
+from moe_codegen.data.report.report import manifests_for, write_report
 from moe_codegen.reporting import table
 from moe_codegen.settings import as_record
 
@@ -71,10 +74,18 @@ def report_command(
     out: OutArgument,
     pictures: Annotated[bool, typer.Option(help="Draw histograms, drops, clusters and samples.")] = True,
     num_proc: NumProc = 1,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write report.json, report.md and pictures: what was kept and dropped, why, and how large the samples are."""
+    if dry_run:
+        manifests = manifests_for(source, out)
+        stages = [f"{stage['verb']} of {stage['source']}" for stage in stages_of(manifests)]
+        console.output.print(f"report {source} -> {out} (dry run: nothing is written)", soft_wrap=True)
+        told = ", ".join(stages) or f"inspect of {open_source(source).name}"
+        console.output.print(table(("", ""), [("stages", told), ("pictures", str(pictures))]))
+        return
     record = write_report(source, out, pictures=pictures, num_proc=num_proc, quiet=quiet)
     if as_json:
         console.print_json(record)
@@ -105,6 +116,29 @@ def prepare_command(
         return
     for folder, manifest in manifests.items():
         _show(manifest, out / folder, as_json=False)
+
+
+@app.command("publish")
+def publish_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="OUT of a verb or of prepare, with its README.md.")],
+    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Dataset on the Hub; made where there is none.")],
+    public: Annotated[bool, typer.Option("--public", help="Make it public; else only its owner sees it.")] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload the shards and the dataset card of IN to the Hub, as a private dataset unless told otherwise."""
+    plan = plan_publication(source, repo_id, private=not public)
+    if quiet:
+        disable_progress_bars()
+    url = None if dry_run else publish(plan)
+    if as_json:
+        console.print_json(asdict(plan) | {"folder": str(source), "url": url})
+        return
+    kind = "private" if plan.private else "public"
+    console.output.print(f"publish {source} -> {repo_id} ({url or 'dry run: nothing is uploaded'})", soft_wrap=True)
+    about = {"visibility": kind, "files": f"{len(plan.files):,}", "size": f"{plan.nbytes / 1e6:,.1f} MB"}
+    console.output.print(table(("", ""), about.items()))
 
 
 @app.command("corpus")

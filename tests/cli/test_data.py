@@ -36,13 +36,40 @@ def test_flags_are_frozen(verb):
     assert flags(verb) | {"help"} == set(f"{FLAGS[verb]} {SOURCE} {COMMON}".split())
 
 
-@pytest.mark.parametrize("verb", sorted(set(FLAGS) - {"decontaminate", "pack"}))
+@pytest.mark.parametrize("verb", [*sorted(set(FLAGS) - {"decontaminate", "pack"}), "report"])
 def test_a_dry_run_writes_nothing(tmp_path, verb):
     write(tmp_path / "in", [row(seed) for seed in range(20)])
     result = CliRunner().invoke(app, [verb, str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "nothing is written" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_report_names_the_stages_and_refuses_what_the_run_would(tmp_path):
+    write(tmp_path / "in", [row(seed) for seed in range(20)])
+    clean = ["clean", str(tmp_path / "in"), str(tmp_path / "out"), "--quiet"]
+    assert CliRunner().invoke(app, clean).exit_code == 0
+    told = CliRunner().invoke(app, ["report", str(tmp_path / "out"), str(tmp_path / "report"), "--dry-run"])
+    assert "clean of in" in told.output
+    refused = CliRunner().invoke(app, ["report", str(tmp_path / "out"), str(tmp_path / "in"), "--dry-run"])
+    assert "other files than a report" in str(refused.exception)
+
+
+def test_a_dry_run_of_publish_says_what_it_would_upload_and_asks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr("httpx2.Client.send", None)
+    write(tmp_path / "in", [row(seed) for seed in range(20)])
+    command = ["clean", str(tmp_path / "in"), str(tmp_path / "out"), "--quiet"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    told = CliRunner().invoke(app, ["publish", str(tmp_path / "out"), "me/code", "--dry-run", "--json"])
+    plan = json.loads(told.output)
+    assert (plan["private"], plan["files"], plan["url"]) == (True, ["README.md", "part-00000.parquet"], None)
+    assert plan["nbytes"] == sum((tmp_path / "out" / name).stat().st_size for name in plan["files"])
+    for arguments, message in (
+        ([str(tmp_path / "in"), "me/code"], "has no README.md; give the OUT of a verb"),
+        ([str(tmp_path / "out"), "code"], "should be of the form owner/name"),
+        ([str(tmp_path / "out"), "me/co de"], "is no name of a dataset"),
+    ):
+        assert message in str(CliRunner().invoke(app, ["publish", *arguments, "--dry-run"]).exception)
 
 
 @pytest.mark.parametrize(

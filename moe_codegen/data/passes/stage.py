@@ -17,7 +17,9 @@ from typing import Any
 
 import filelock
 
+from moe_codegen.data.passes.card import folder_splits, write_card
 from moe_codegen.data.passes.progress import Progress
+from moe_codegen.data.passes.tally import Record as Record
 from moe_codegen.data.passes.workers import Mapper, map_units
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.errors import OutputError, ResumeError
@@ -26,7 +28,6 @@ from moe_codegen.settings import as_record
 MANIFEST = "manifest.json"
 WORK = ".work"
 OUTPUT = "output"  # the phase whose files become the verb's output
-Record = dict[str, Any]
 UnitFunction = Callable[..., Record]  # (unit, number, folder, *arguments) -> record
 
 
@@ -91,13 +92,8 @@ class Stage:
         return False
 
     def finish(self, summary: Record, records: list[Record]) -> Record:
-        """Move the phase `OUTPUT` to `out` and write the manifest."""
+        """Move the phase `OUTPUT` to `out`, with a dataset card where it is a dataset, and write the manifest."""
         made = self.work / OUTPUT
-        for path in sorted(made.rglob("*")):
-            if path.is_file():
-                target = self.out / path.relative_to(made)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
         shards = [shard for record in records for shard in record.get("shards", ())]
         manifest = {
             "verb": self.verb,
@@ -110,6 +106,13 @@ class Stage:
             **summary,
             "history": _history(self.source.name),
         }
+        if shards:
+            write_card(made, {"default": folder_splits(manifest)}, [manifest])
+        for path in sorted(made.rglob("*")):
+            if path.is_file():
+                target = self.out / path.relative_to(made)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
         written = self.work / MANIFEST
         written.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
         os.replace(written, self.out / MANIFEST)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 KEPT = "kept"
+Record = dict[str, Any]  # of a unit or of a whole run, as JSON holds it
 Counts = dict[str, dict[str, list[int]]]  # reason -> language -> [files, bytes]
 
 
@@ -41,7 +42,7 @@ class Tally:
         return sum(entry[0] for entry in entries), sum(entry[1] for entry in entries)
 
 
-def merged(records: Iterable[dict[str, Any]]) -> Tally:
+def merged(records: Iterable[Record]) -> Tally:
     """The sum of the units' tallies."""
     tally = Tally()
     for record in records:

@@ -4,6 +4,7 @@ Packages are fetched with their registries' own clients (`pip download`, `npm pa
 up on this machine, unpacked and never built or run; then cleaned, deduplicated, and capped by package and language.
 """
 
+import lzma
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,27 +25,16 @@ from moe_codegen.data.deduplication.dedup import dedup
 from moe_codegen.data.filtering.clean import clean
 from moe_codegen.data.filtering.filters import CleanSettings
 from moe_codegen.data.passes.stage import Record
-from moe_codegen.data.reading.sources import open_source
+from moe_codegen.data.reading.settings import SourceSettings
+from moe_codegen.data.reading.sources import CHECKOUTS, open_source
 from moe_codegen.errors import ConfigError, OutputError, SourceError
 
 COLUMNS = ("repo", "path", "content")
-_FETCH = {
+_FETCH = {  # commands that end in the name of a package
     # A wheel is unpacked and not built: no code of the package runs.
-    "pypi": [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        ".",
-        "{}",
-    ],
-    "npm": ["npm", "pack", "--silent", "--ignore-scripts", "{}"],
-    "debian": ["apt-get", "source", "--download-only", "--quiet", "{}"],
+    "pypi": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest=."],
+    "npm": ["npm", "pack", "--silent", "--ignore-scripts"],
+    "debian": ["apt-get", "source", "--download-only", "--tar-only", "--quiet"],
 }
 _ARCHIVES = (".whl", ".zip", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 
@@ -76,7 +67,8 @@ def build_corpus(
 ) -> dict[str, Record]:
     """Write `LANGUAGE.parquet` with the columns repo, path and content to `out`; returns files and bytes by language.
 
-    Packages already in `out/packages` are not fetched again. Raises `SourceError` where a client fails.
+    Packages already in `out/packages` are not fetched again. Raises `SourceError` for all those that their clients do
+    not give, once each has been tried.
     """
     out = Path(out)
     checkouts = out / "packages"
@@ -84,10 +76,20 @@ def build_corpus(
     for folder in packages.get("folders", ()):
         if not (checkouts / Path(folder).name).exists():
             (checkouts / Path(folder).name).symlink_to(Path(folder).resolve(), target_is_directory=True)
-    for kind, names in packages.items():
-        for name in names if kind in _FETCH else ():
+    failed = []
+    wanted = [(kind, name) for kind in _FETCH for name in packages.get(kind, ())]
+    for kind, name in wanted:
+        try:
             _fetch(kind, name, checkouts)
-    clean(open_source(checkouts), out / "clean", CleanSettings(), num_proc=num_proc, quiet=quiet)
+        except SourceError as error:
+            failed.append(str(error))
+    if failed:
+        advice = (
+            f"{len(failed)} of {len(wanted)} packages could not be fetched; run again, or take them out of the list"
+        )
+        raise SourceError("\n".join([advice, *dict.fromkeys(failed)]))
+    repositories = open_source(checkouts, SourceSettings(layout=CHECKOUTS))  # some packages hold tables for their tests
+    clean(repositories, out / "clean", CleanSettings(), num_proc=num_proc, quiet=quiet)
     dedup(open_source(out / "clean"), out / "dedup", num_proc=num_proc, quiet=quiet)
     return _cap(out / "dedup", out, settings)
 
@@ -101,13 +103,13 @@ def _fetch(kind: str, name: str, checkouts: Path) -> None:
     partial = target.with_name(f".{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    command = [part.format(name) for part in _FETCH[kind]]
+    command = [*_FETCH[kind], name]
     try:
         subprocess.run(command, cwd=partial, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise SourceError(f"{command[0]} is not installed, which fetches {kind} packages") from error
     except subprocess.CalledProcessError as error:
-        raise SourceError(f"`{' '.join(command)}` failed: {error.stderr.strip()[-500:]}") from error
+        raise SourceError(f"`{' '.join(command)}` failed: {error.stderr.strip()[-300:]}") from error
     for archive in [path for path in sorted(partial.iterdir()) if path.name.endswith(_ARCHIVES)]:
         _unpack(archive, partial)
         archive.unlink()
@@ -115,12 +117,21 @@ def _fetch(kind: str, name: str, checkouts: Path) -> None:
 
 
 def _unpack(archive: Path, into: Path) -> None:
-    if archive.suffix in (".whl", ".zip"):
-        with zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(into)
-    else:
-        with tarfile.open(archive) as tarred:
-            tarred.extractall(into, filter="data")
+    """The plain files of an archive; raises `SourceError` where it is damaged."""
+    try:
+        if archive.suffix in (".whl", ".zip"):
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(into)
+        else:
+            with tarfile.open(archive) as tarred:
+                tarred.extractall(into, filter=_without_links)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise SourceError(f"{archive.name} cannot be unpacked: {error}") from error
+
+
+def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
+    """Links are not read later, and some that packages hold lead out of the archive."""
+    return tarfile.data_filter(member, into) if member.isreg() or member.isdir() else None
 
 
 def _cap(source: Path, out: Path, settings: CorpusSettings) -> dict[str, Record]:

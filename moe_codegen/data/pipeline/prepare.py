@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moe_codegen.data.passes.card import Splits, folder_splits, write_card
 from moe_codegen.data.passes.stage import Record
 from moe_codegen.data.pipeline.verbs import VERBS
 from moe_codegen.data.reading.settings import SourceSettings
@@ -78,13 +79,16 @@ def prepare(
     """Run the plan; returns the manifests by folder. Killed and run again, it goes on where it was.
 
     After `split`, the tokenizer is trained on the training side and both sides are packed. A `pack` without tokenizer
-    uses the one made here. What a later step would refuse is refused at once.
+    uses the one made here. What a later step would refuse is refused at once. The dataset card of `out` has a
+    configuration for each step; the one loaded where none is named is the last that is text.
     """
     check_plan(plan)
     out = Path(out)
     data: Path | None = None  # what the next step reads
     tokenizer = ""
     done: dict[str, Record] = {}
+    texts: dict[str, Splits] = {}  # what the card tells of
+    sequences: dict[str, Splits] = {}
 
     def run(name: str, into: str, source: Source, settings: Any) -> Path:
         done[into] = VERBS[name].run(source, out / into, settings, num_proc=num_proc, quiet=quiet)
@@ -102,9 +106,15 @@ def prepare(
                 run(name, f"{into}-{side}", open_source(folder, unit_bytes=unit_bytes), settings)
             if not sides:
                 run(name, into, source, settings)
+            sequences[into] = {side: f"{into}-{side}/*.parquet" for side in sides} or {TRAIN: f"{into}/*.parquet"}
         else:
             data = run(name, into, source, settings)
             data = data / TRAIN if name == "split" else data
+            texts = {into: folder_splits(done[into], into), **texts}
+    if texts or sequences:
+        described = next(iter(texts), None)
+        others = [manifest for into, manifest in done.items() if into != described]
+        write_card(out, texts | sequences, [done[described], *others] if described else others)
     if plan.report:
         write_report(out, out / "report")
     return done

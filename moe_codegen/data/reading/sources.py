@@ -23,6 +23,7 @@ from moe_codegen.languages import LANGUAGES, canonical_language
 
 UNIT_BYTES = 128 << 20  # of text, before compression
 _JSONL = (".jsonl", ".jsonl.gz", ".json.gz", ".ndjson")
+CHECKOUTS = "checkouts"  # the layout of a folder of repositories, told from the folder where it is not named
 _ASIDE = {"dropped", ".work"}  # folders in which our own verbs keep what is no input
 
 
@@ -67,8 +68,11 @@ class Source:
 def open_source(source: str | Path, settings: SourceSettings | None = None, unit_bytes: int = UNIT_BYTES) -> Source:
     """The units of a Parquet or JSONL file, a folder of them, a folder of checkouts, or a dataset on the Hub.
 
-    A path that exists is local; anything else of the form `owner/name` is a Hub id. Raises `SourceError` where there
-    is nothing to read, `ColumnError` where a column is missing, `GatedDatasetError` where the Hub wants a sign-in.
+    A path that exists is local; anything else of the form `owner/name` is a Hub id. A folder with Parquet anywhere in
+    it is read as tables, unless its sub-folders are git clones or the layout is `checkouts`.
+
+    Raises `SourceError` where there is nothing to read, `ColumnError` where a column is missing, `GatedDatasetError`
+    where the Hub wants a sign-in.
     """
     settings = settings or SourceSettings()
     path, layout = Path(source), _layout(settings)
@@ -77,7 +81,7 @@ def open_source(source: str | Path, settings: SourceSettings | None = None, unit
             raise SourceError(f"{source} does not exist, and is no Hub id of the form owner/name")
         units: list[Any] = list(hub_units(str(source), settings, layout))
     else:
-        units = list(_local_units(path, layout, unit_bytes))
+        units = list(_local_units(path, layout, unit_bytes, settings.layout == CHECKOUTS))
     units = [replace(unit, layout=_with_language(unit, settings.language)) for unit in units]
     schemas = {tuple(unit.layout.schema.names): unit for unit in units}
     if len(schemas) > 1:
@@ -87,9 +91,11 @@ def open_source(source: str | Path, settings: SourceSettings | None = None, unit
     return Source(str(source), tuple(units), layout.schema, bool(layout.sources("licenses")))
 
 
-def _local_units(path: Path, layout: Layout | None, unit_bytes: int) -> Iterator[Unit]:
+def _local_units(path: Path, layout: Layout | None, unit_bytes: int, as_checkouts: bool) -> Iterator[Unit]:
     if path.is_file():
         return _file_units([path], path.parent, layout, unit_bytes)
+    if as_checkouts or any(path.glob("*/.git")):
+        return checkout_units(path, unit_bytes)
     files = [
         file for file in sorted(path.rglob("*")) if file.is_file() and not _ASIDE & set(file.relative_to(path).parts)
     ]
@@ -122,8 +128,8 @@ def _file_units(files: list[Path], root: Path, layout: Layout | None, unit_bytes
 
 def _layout(settings: SourceSettings) -> Layout | None:
     """The layout that the settings name, with the columns that they map; None leaves it to the columns."""
-    if settings.layout and settings.layout not in LAYOUTS:
-        raise ColumnError(f"unknown layout `{settings.layout}`; the layouts are {', '.join(LAYOUTS)}")
+    if settings.layout and settings.layout not in (*LAYOUTS, CHECKOUTS):
+        raise ColumnError(f"unknown layout `{settings.layout}`; the layouts are {', '.join(LAYOUTS)}, {CHECKOUTS}")
     named = LAYOUTS.get(settings.layout)
     if not settings.columns:
         return named

@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 
-from moe_codegen.data.deduplication.dedup import DedupSettings, dedup
+from moe_codegen.data.deduplication.dedup import DedupSettings, dedup, find_duplicates
+from moe_codegen.data.deduplication.signatures import ShingleFile, Signatures
 from moe_codegen.data.reading.sources import open_source
 from moe_codegen.errors import ConfigError
 from tests.data.deduplication.test_shingles import grams
@@ -83,6 +85,34 @@ def test_workers_and_the_cut_into_units_change_nothing(tmp_path):
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     _, other_cut, _ = run(tmp_path, rows, name="three", row_group=7)
     assert other_cut == [one["path"] for one in read(tmp_path / "one")]
+
+
+def test_every_band_is_looked_at_and_every_file_of_a_bucket_against_its_best(tmp_path):
+    """For each band two equal sets that share it alone; then a bucket whose files are near to the best one only."""
+    settings = DedupSettings(bands=4)
+    sets = [np.arange(100, dtype=np.uint32) + 1000 * band for band in range(4) for _ in range(2)]
+    best = np.arange(9000, 9100, dtype=np.uint32)
+    for own in range(4):  # shares 85 of 115 with the best one, 85 - 15 of 130 with each other
+        sets.append(
+            np.union1d(
+                np.delete(best, range(15 * own, 15 * own + 15)), np.arange(15, dtype=np.uint32) + 100 * own + 5000
+            )
+        )
+    sets.insert(8, best)
+    files = len(sets)
+    keys = np.arange(files * 4, dtype=np.uint64).reshape(files, 4)
+    for band in range(4):
+        keys[2 * band : 2 * band + 2, band] = 10**6
+    keys[8:, 2] = 10**7
+    rows = np.arange(files)
+    content = np.stack([rows, rows], axis=1).astype(np.uint64)
+    Signatures(rows, content, files - rows, np.full(files, 500), keys, np.full(files, 100)).save(tmp_path, 0)
+    with ShingleFile(tmp_path, 0) as store:
+        store.append(np.concatenate([np.sort(some) for some in sets]))
+    find_duplicates(tmp_path, tmp_path / "verdicts", ["unit"], settings)
+    with np.load(tmp_path / "verdicts" / "00000.npz") as verdict:
+        found = list(zip(verdict["rows"].tolist(), verdict["of_row"].tolist(), strict=True))
+    assert found == [(1, 0), (3, 2), (5, 4), (7, 6), (9, 8), (10, 8), (11, 8), (12, 8)]
 
 
 def test_an_empty_source(tmp_path):

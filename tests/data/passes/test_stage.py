@@ -48,18 +48,18 @@ def plan(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("verb", ["2-dedup", "5-pack-train"])
-def test_a_killed_run_resumed_is_byte_identical(plan, verb):
-    """Killed (the parent alone: its workers have to notice) while `verb` runs; resumed with another worker count."""
-    command = [sys.executable, "-W", "ignore", "-c", COMMAND.format(UNIT_BYTES)]
-    process = subprocess.Popen(command, cwd=plan)
-    while not (plan / "killed" / verb / WORK).exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(random.Random(verb).uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert read_manifest(plan / "killed" / verb) is None
+def test_a_run_killed_and_killed_again_is_byte_identical(plan):
+    """Killed (the parent alone: its workers have to notice) in two verbs; resumed with another worker count."""
+    for verb in ("2-dedup", "5-pack-train"):
+        command = [sys.executable, "-W", "ignore", "-c", COMMAND.format(UNIT_BYTES)]
+        process = subprocess.Popen(command, cwd=plan)
+        while not (plan / "killed" / verb / WORK).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(random.Random(verb).uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert read_manifest(plan / "killed" / verb) is None
     for out in ("killed", "whole"):
         prepare(read_plan(plan / "plan.toml"), plan / out, unit_bytes=UNIT_BYTES)
     assert tree(plan / "killed") == tree(plan / "whole")

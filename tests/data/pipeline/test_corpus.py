@@ -1,4 +1,5 @@
 import sys
+import tarfile
 
 import pyarrow.parquet as pq
 import pytest
@@ -70,6 +71,25 @@ def test_bad_lists_and_missing_clients(tmp_path, monkeypatch):
         read_packages(tmp_path / "p.toml")
     (tmp_path / "p.toml").write_text("npm = ['x']")
     assert read_packages(tmp_path / "p.toml") == {"npm": ["x"]}
+
+
+def test_all_packages_are_tried_before_those_that_failed_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SourceError, match="npm is not installed"):
-        build_corpus({"npm": ["x"]}, tmp_path / "out", CorpusSettings())
+    with pytest.raises(
+        SourceError, match=r"3 of 3 packages could not be fetched.*\nnpm is not installed.*\napt-get is not"
+    ):
+        build_corpus({"npm": ["x", "y"], "debian": ["z"]}, tmp_path / "out", CorpusSettings())
+
+
+def test_of_an_archive_only_plain_files_are_taken_and_a_damaged_one_is_named(tmp_path):
+    with tarfile.open(tmp_path / "thing.tar.gz", "w:gz") as tarred:
+        link = tarfile.TarInfo("thing/outside")
+        link.type, link.linkname = tarfile.SYMTYPE, "/opt/X11/include"
+        tarred.addfile(link)
+        (tmp_path / "f.py").write_text("x = 1\n")
+        tarred.add(tmp_path / "f.py", "thing/f.py")
+    corpus._unpack(tmp_path / "thing.tar.gz", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "thing").iterdir()] == ["f.py"]
+    (tmp_path / "half.tar.gz").write_bytes((tmp_path / "thing.tar.gz").read_bytes()[:60])
+    with pytest.raises(SourceError, match=r"half\.tar\.gz cannot be unpacked"):
+        corpus._unpack(tmp_path / "half.tar.gz", tmp_path / "out")

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from datasets import load_dataset
 
 from moe_codegen.data.pipeline.prepare import prepare, read_plan
 from moe_codegen.data.report.report import write_report
@@ -58,6 +59,13 @@ def test_prepare_runs_every_verb_and_reports(plan, tmp_path):
     assert manifests["4-sample"]["rows"] == 120
     assert [stage["verb"] for stage in manifests["7-pack-train"]["history"]][-2:] == ["sample", "split"]
     assert {len(one["input_ids"]) for side in ("train", "validation") for one in read(out / f"7-pack-{side}")} == {128}
+
+    packed = load_dataset(str(out), "7-pack", cache_dir=str(tmp_path / "cache"))
+    assert {side: len(packed[side]) for side in packed} == {
+        side: manifests[f"7-pack-{side}"]["rows"] for side in ("train", "validation")
+    }
+    texts = load_dataset(str(out), cache_dir=str(tmp_path / "cache"))  # the last step that is text
+    assert {side: len(texts[side]) for side in texts} == manifests["5-split"]["split_rows"]
 
     told = json.loads((out / "report" / "report.json").read_text())
     assert [stage["verb"] for stage in told["stages"]] == [

@@ -1,5 +1,6 @@
-"""A folder served on this machine as the Hub serves datasets: so much of its interface as `datasets` asks for."""
+"""A folder served on this machine as the Hub serves datasets: so much as `datasets` and an upload ask for."""
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 def served(root: Path, gated: str = "") -> Iterator[str]:
     """The address, for HF_ENDPOINT, under which `root/OWNER/NAME` is the dataset OWNER/NAME; `gated` names one."""
 
+    private: set[Path] = set()
+
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -24,6 +27,8 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
         def do_GET(self) -> None:
             kind, *rest = unquote(urlsplit(self.path).path).strip("/").split("/")
             is_api = kind == "api"
+            if len(rest) < 2:  # the client asks for more than datasets
+                return self.answer(b"", 404)
             owner, name, *rest = rest[1:] if is_api else rest
             folder = root / owner / name
             if not folder.is_dir():
@@ -36,6 +41,42 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
 
         do_HEAD = do_GET
 
+        @property
+        def datasets(self) -> str:
+            return f"http://{self.headers['Host']}/datasets"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if "Authorization" not in self.headers:
+                return self.answer(b"", 401)
+            if self.path == "/api/repos/create":
+                return self.create(json.loads(body))
+            if self.path == "/api/validate-yaml":
+                return self.answer_json({"errors": [], "warnings": []})
+            _, _, owner, name, action, _ = self.path.strip("/").split("/")
+            if action == "preupload":
+                paths = [file["path"] for file in json.loads(body)["files"]]
+                files = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
+                return self.answer_json({"files": files})
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    path = root / owner / name / line["value"]["path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(line["value"]["content"]))
+            return self.answer_json(
+                {"commitUrl": f"{self.datasets}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+            )
+
+        def create(self, asked: dict) -> None:
+            folder = root / asked["organization"] / asked["name"]
+            made = {"url": f"{self.datasets}/{asked['organization']}/{asked['name']}"}
+            if folder.exists():
+                return self.answer_json(made, 409)
+            folder.mkdir(parents=True)
+            if asked["visibility"] == "private":
+                private.add(folder)
+            return self.answer_json(made)
+
         def answer_about(self, folder: Path, rest: list[str]) -> None:
             if rest[:1] == ["tree"]:
                 inside = folder.joinpath(*rest[2:])
@@ -46,7 +87,8 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
                 return self.answer(b"", 404, X_Error_Code="RevisionNotFound")
             files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
             siblings = [{"rfilename": name} for name in files]
-            return self.answer_json({"id": f"{folder.parent.name}/{folder.name}", "sha": COMMIT, "siblings": siblings})
+            about = {"id": f"{folder.parent.name}/{folder.name}", "private": folder in private}
+            return self.answer_json({**about, "sha": COMMIT, "siblings": siblings})
 
         def answer_file(self, path: Path) -> None:
             if not path.is_file():
@@ -60,15 +102,15 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
             headers["Content_Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
             return self.answer(part, 206, **headers)
 
-        def answer_json(self, value: object) -> None:
-            self.answer(json.dumps(value).encode(), 200, Content_Type="application/json")
+        def answer_json(self, value: object, status: int = 200) -> None:
+            self.answer(json.dumps(value).encode(), status, Content_Type="application/json")
 
         def answer(self, body: bytes, status: int, **headers: str) -> None:
             self.send_response(status)
             for key, value in {**headers, "Content_Length": str(len(body))}.items():
                 self.send_header(key.replace("_", "-"), value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)

@@ -61,10 +61,13 @@ def run(tmp_path_factory):
         ["inspect", "bigcode/gated", "gated"],
         ["inspect", "bigcode/missing", "missing"],
         ["inspect", "owner/spoiled", "revision", "--revision", "v9"],
+        ["publish", "stack", "me/stack"],
+        ["inspect", "me/stack", "again"],
+        ["publish", "stack", "owner/spoiled"],
     ]
     with served(dataset_folder(folder / "hub"), gated="bigcode/gated") as address:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment = {**kept, "HF_ENDPOINT": address, "HF_HOME": str(folder / "home")}
+        environment = {**kept, "HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_TOKEN": "hf_any"}
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, json.dumps([["data", *each, "--quiet"] for each in commands])],
             cwd=folder,
@@ -109,3 +112,19 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(run, out, message):
     folder, said = run
     assert said[out].startswith(f"error: {message}")
     assert not (folder / out).exists()
+
+
+def test_what_is_published_is_the_card_and_its_shards_and_is_read_again(run):
+    folder, said = run
+    published = folder / "hub" / "me" / "stack"
+    assert said["me/stack"] == said["again"] == ""
+    names = {"README.md", "part-00000.parquet", "part-00001.parquet"}
+    assert {str(path.relative_to(published)) for path in published.rglob("*")} == names
+    assert all((published / name).read_bytes() == (folder / "stack" / name).read_bytes() for name in names)
+    assert json.loads((folder / "again" / "manifest.json").read_text())["tally"]["kept"]["python"][0] == 20
+
+
+def test_nothing_is_published_where_everybody_sees_it_unasked(run):
+    folder, said = run
+    assert said["owner/spoiled"].startswith("error: owner/spoiled is public already; give --public")
+    assert not (folder / "hub" / "owner" / "spoiled" / "README.md").exists()

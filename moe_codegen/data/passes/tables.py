@@ -1,10 +1,10 @@
-"""What a manifest says, as tables of text: for the command line, and for the report."""
+"""What manifests say, as tables of text: for the command line, the report and the dataset card."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from moe_codegen.data.passes.stage import Record
-from moe_codegen.data.passes.tally import KEPT, Counts
+from moe_codegen.data.passes.tally import KEPT, Counts, Record, Tally
 
 # What a manifest may hold beside its tables, in the order in which it is told.
 _FIGURES = (
@@ -30,6 +30,28 @@ class TextTable:
 
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+
+
+def stages_of(manifests: Iterable[Record]) -> list[Record]:
+    """What the manifests tell of, in order and each stage once, without what only a resumed run needs."""
+    stages = (stage for one in manifests for stage in [*one["history"], one])
+    told = [{key: value for key, value in one.items() if key not in ("history", "shards", "units")} for one in stages]
+    return list({json.dumps(stage, sort_keys=True): stage for stage in told}.values())
+
+
+def markdown(stages: Iterable[Record]) -> Iterator[str]:
+    """A section a stage, line by line: what it kept and dropped, and its tables."""
+    for stage in stages:
+        yield f"## {stage['verb']} of `{stage['source']}`\n"
+        if "tally" in stage:
+            tally = Tally(stage["tally"])
+            kept, dropped = tally.total(kept=True)[0], tally.total(kept=False)[0]
+            yield f"{kept:,} of {kept + dropped:,} files kept ({kept / max(kept + dropped, 1):.1%}).\n"
+        for table in tables_of(stage, reasons_by_language=True):
+            yield "| " + " | ".join(table.head) + " |"
+            yield "|" + " --- |" * len(table.head)
+            yield from ("| " + " | ".join(row) + " |" for row in table.rows)
+            yield ""
 
 
 def tables_of(manifest: Record, *, reasons_by_language: bool = False) -> Iterator[TextTable]:
