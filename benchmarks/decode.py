@@ -1,18 +1,20 @@
 """Generation with a model of full size on the CPU: dense, its mixture in bf16, 8 and 4 bits, and the memory's speed."""
 
 import argparse
+import itertools
+import statistics
 import time
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
+from benchmarks.bandwidth import read_bandwidth
 from benchmarks.published import add_model_options, source_and_mixture
 from benchmarks.registry import Result, Row, case
 from moe_codegen import MoEConfig, MoEForCausalLM, quantise, upcycle
 from moe_codegen_kernels.cpu import describe_cpu_path
-
-COPIED_BYTES = 2**30
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 @case("decode", "tokens per second of a dense model and its mixture in bf16, int8, int4; memory's limit", add_options)
 def run(options: argparse.Namespace) -> Result:
     """Generate greedily with one after the other; all but the quantised experts is bf16."""
-    rows = []
+    rows, bandwidth = [], read_bandwidth()
     with source_and_mixture(options) as (source, mixture):
         if not mixture.exists():
             upcycle(source, mixture, num_experts=options.num_experts, dtype="bfloat16")
@@ -40,7 +42,7 @@ def run(options: argparse.Namespace) -> Result:
             if options.only and name not in options.only:
                 continue
             model = model_class.from_pretrained(path, dtype=torch.bfloat16, **asked).eval()
-            rows.append(_measure(name, model, options.tokens, options.repeats))
+            rows.append(_measure(name, model, options.tokens, options.repeats, bandwidth))
             del model
     pace = {row["model"]: row["tokens / s"] for row in rows}
     pairs = (
@@ -61,22 +63,36 @@ def _quantised(mixture: Path, bits: int) -> Path:
     return path
 
 
-def _measure(name: str, model: PreTrainedModel, tokens: int, repeats: int) -> Row:
+class _Clock(BaseStreamer):
+    """When `generate` handed over what: the prompt, then one token after the other."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def _measure(name: str, model: PreTrainedModel, tokens: int, repeats: int, bandwidth: float) -> Row:
+    """The median token of all repeats, each after a prompt of 32; the first round only warms up."""
     prompt = torch.arange(100, 132)[None]
-    bandwidth, seconds = 0.0, []
+    seconds = []
     for repeat in range(repeats + 1):
-        bandwidth = max(bandwidth, _copy_bandwidth())
-        # The same prompt with one token and with all: the difference is decoding alone.
-        taken = _generate(model, prompt, tokens + 1) - _generate(model, prompt, 1)
+        clock = _Clock()
+        length = {"max_new_tokens": tokens + 1, "min_new_tokens": tokens + 1}
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), **length, do_sample=False, streamer=clock)
         if repeat:
-            seconds.append(taken)
-    pace = tokens / sorted(seconds)[len(seconds) // 2]
+            seconds += [after - before for before, after in itertools.pairwise(clock.times[1:])]
+    pace = 1 / statistics.median(seconds)
     active_bytes = _active_bytes(model)
     limit = bandwidth / active_bytes
     return {
         "model": name,
         "active GB": active_bytes / 1e9,
-        "copy GB / s": bandwidth / 1e9,
+        "read GB / s": bandwidth / 1e9,
         "tokens / s": pace,
         "limit tokens / s": limit,
         "of limit": pace / limit,
@@ -88,21 +104,3 @@ def _active_bytes(model: PreTrainedModel) -> float:
     config = model.config
     share = config.num_experts_per_tok / config.num_experts if isinstance(config, MoEConfig) else 1.0
     return sum(p.nbytes * (share if ".mlp.experts." in name else 1.0) for name, p in model.named_parameters())
-
-
-def _generate(model: PreTrainedModel, prompt: torch.Tensor, tokens: int) -> float:
-    start = time.perf_counter()
-    model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
-    )
-    return time.perf_counter() - start
-
-
-def _copy_bandwidth() -> float:
-    """Bytes read and written per second by a copy larger than any cache."""
-    source = torch.ones(COPIED_BYTES // 4)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    start = time.perf_counter()
-    target.copy_(source)
-    return 2 * COPIED_BYTES / (time.perf_counter() - start)

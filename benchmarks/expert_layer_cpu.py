@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bandwidth import read_bandwidth
 from benchmarks.contenders import CONTENDERS, DENSE, OURS, Contender, Layer, dense, loop, make_layer, ours
 from benchmarks.expert_layer import step_of
 from benchmarks.registry import Result, Row, case
@@ -25,7 +26,6 @@ from moe_codegen_kernels.cpu.compiled import panel_width
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACT2FN_NAME = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "silu": "silu", "relu": "relu"}  # transformers'
 PEAK_ROWS = 2048
-STREAMED_BYTES = 2**30  # more than any cache holds
 WRONG = 0.02  # relative error from which a contender is not timed
 PEERS = ("transformers grouped_mm", "transformers eager", "sorted loop")
 
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 @torch.no_grad()
 def run(options: argparse.Namespace) -> Result:
     """The best of the runs that fit into the time; the first checks the result."""
-    bandwidth, peak = _bandwidth(), _peak(options.seconds)
+    bandwidth, peak = read_bandwidth(), _peak(options.seconds)
     rows: list[Row] = []
     for name in options.dtypes:
         layer = make_layer(SHAPES[options.shape], 1, "balanced", "cpu", DTYPES[name])
@@ -196,14 +196,6 @@ def _best(step: Callable[[], Any], seconds: float) -> tuple[float, Any]:
         times.append(time.perf_counter() - start)
         out = result if out is None else out
     return min(times), out
-
-
-def _bandwidth() -> float:
-    """Bytes read per second, by the fastest of what torch and the kernels read most simply."""
-    streamed = torch.ones(STREAMED_BYTES // 4)
-    matrix_NK, vector_K = streamed.view(-1, 8192), torch.ones(8192)
-    readers = (streamed.sum, streamed.max, lambda: matrix_NK @ vector_K)
-    return STREAMED_BYTES / min(_best(reader, 1.0)[0] for reader in readers)
 
 
 def _peak(seconds: float) -> float:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.bandwidth import read_bandwidth
 from benchmarks.registry import Result, Row, case
 from benchmarks.shapes import SHAPES, LayerShape
 from moe_codegen_kernels import expert_ffn, quantise_weight, quantised_expert_ffn
 from moe_codegen_kernels.activations import activate
 from moe_codegen_kernels.cpu import describe_cpu_path
 
-STREAMED_BYTES = 2**30
 BFLOAT16 = "bf16"
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Result:
     for bias in (up_bias, down_bias):
         bias.zero_()
     layers, expert_bytes = _layers(shape, up, up_bias, down, down_bias)
-    bandwidth = _read_bandwidth()
+    bandwidth = read_bandwidth()
     rows: list[Row] = []
     for tokens in options.tokens:
         touched, milliseconds = _measure(shape, layers, tokens, options.repeats)
@@ -123,14 +123,3 @@ def _measure(shape: LayerShape, layers: dict[str, Layer], tokens: int, repeats: 
             layer(hidden_TD, rotated_TK, weights_TK)
             taken[name].append(1e3 * (time.perf_counter() - start))
     return ids_TK.unique().numel(), {name: statistics.median(times[1:]) for name, times in taken.items() if times}
-
-
-def _read_bandwidth() -> float:
-    """Bytes per second of a sum over more than any cache holds."""
-    data = torch.ones(STREAMED_BYTES // 4)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        data.sum()
-        best = min(best, time.perf_counter() - start)
-    return STREAMED_BYTES / best

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels import cpu
-from moe_codegen_kernels.activations import ACTIVATIONS
+from moe_codegen_kernels.checks import check_layer
 from moe_codegen_kernels.gpu_import import gpu_module
 from moe_codegen_kernels.records import ExpertWeights, RoutingPlan
 from moe_codegen_kernels.routing import fake_plan, no_plan
@@ -49,41 +49,16 @@ def expert_ffn(
         up_bias = None if up_bias is None else up_bias.to(dtype)
         down_bias = None if down_bias is None else down_bias.to(dtype)
     experts = ExpertWeights(up, up_bias, down, down_bias, activation, gated)
-    _check(hidden_TD, expert_ids_TK, weights_TK, experts)
+    check_layer(hidden_TD, expert_ids_TK, weights_TK, experts)
+    for name, tensor in (("up", up), ("up_bias", up_bias), ("down", down), ("down_bias", down_bias)):
+        if tensor is not None and tensor.dtype != hidden_TD.dtype:
+            raise ValueError(
+                f"{name} is {tensor.dtype} and hidden_TD {hidden_TD.dtype}; cast one, or use torch.autocast"
+            )
     inputs = (hidden_TD, weights_TK, up, up_bias, down, down_bias)
     trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     out_TD, *_ = torch.ops.moe_codegen.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, *experts, trains, recompute)
     return out_TD
-
-
-def _check(hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights) -> None:
-    """Say which argument does not fit the others."""
-    up, up_bias, down, down_bias, activation, gated = experts
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}")
-    if hidden_TD.dim() != 2 or len(up.shape) != 3 or len(down.shape) != 3:
-        raise ValueError(
-            f"hidden_TD {tuple(hidden_TD.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)}; "
-            "expected (tokens, model), (experts, hidden, model) and (experts, model, hidden)"
-        )
-    tokens, model = hidden_TD.shape
-    count, _, hidden = down.shape
-    expected = {
-        "up": (up, (count, 2 * hidden if gated else hidden, model)),
-        "up_bias": (up_bias, (count, up.shape[1])),
-        "down": (down, (count, model, hidden)),
-        "down_bias": (down_bias, (count, model)),
-        "weights_TK": (weights_TK, tuple(expert_ids_TK.shape)),
-        "expert_ids_TK": (expert_ids_TK, (tokens, expert_ids_TK.shape[-1])),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape} (gated={gated})")
-    for name, tensor in (("up", up), ("up_bias", up_bias), ("down", down), ("down_bias", down_bias)):
-        if isinstance(tensor, Tensor) and tensor.dtype != hidden_TD.dtype:
-            raise ValueError(
-                f"{name} is {tensor.dtype} and hidden_TD {hidden_TD.dtype}; cast one, or use torch.autocast"
-            )
 
 
 @torch.library.custom_op("moe_codegen::expert_ffn", mutates_args=(), device_types="cpu")

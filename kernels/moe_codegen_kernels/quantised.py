@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels import cpu
-from moe_codegen_kernels.activations import ACTIVATIONS
+from moe_codegen_kernels.checks import check_layer
 from moe_codegen_kernels.quantised_weights import BITS, Quantised
 from moe_codegen_kernels.records import ExpertWeights
 
@@ -45,7 +45,9 @@ def quantised_expert_ffn(
     a gradient of the experts is asked for.
     """
     experts = (up, up_scales, up_bias, down, down_scales, down_bias)
-    _check(hidden_TD, expert_ids_TK, weights_TK, *experts, activation, gated)
+    for name, stored, scales in (("up", up, up_scales), ("down", down, down_scales)):
+        _check_stored(name, stored, scales)
+    check_layer(hidden_TD, expert_ids_TK, weights_TK, _experts(*experts, activation, gated))
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in experts):
         raise ValueError(
             "quantised experts are frozen; set requires_grad=False on their scales and biases, "
@@ -54,62 +56,21 @@ def quantised_expert_ffn(
     return torch.ops.moe_codegen.quantised_expert_ffn(hidden_TD, expert_ids_TK, weights_TK, *experts, activation, gated)
 
 
-def _check(
-    hidden_TD: Tensor,
-    expert_ids_TK: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    up_scales: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_scales: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    gated: bool,
-) -> None:
-    """Say which argument does not fit the others."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}")
-    for name, tensor in (("up", up), ("down", down)):
-        if tensor.dtype not in BITS:
-            raise ValueError(
-                f"{name} is {tensor.dtype}; expected int8 or uint8, as quantise_weight gives them. Adapters cannot be "
-                "added to quantised experts: choose other parameters for them, or load the model without quantisation"
-            )
-    for name, tensor in (("up_scales", up_scales), ("down_scales", down_scales)):
-        if tensor.dtype != torch.bfloat16:
-            raise ValueError(f"{name} is {tensor.dtype}; expected bfloat16, in which quantise_weight gives them")
-    if hidden_TD.dim() != 2 or up.dim() != 3 or down.dim() != 3:
+def _check_stored(name: str, stored: Tensor, scales: Tensor) -> None:
+    """Say what of a matrix is not as `quantise_weight` gives it."""
+    if stored.dtype not in BITS:
         raise ValueError(
-            f"hidden_TD {tuple(hidden_TD.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)}; "
-            "expected (tokens, model), (experts, hidden, stored model) and (experts, model, stored hidden)"
+            f"{name} is {stored.dtype}; expected int8 or uint8, as quantise_weight gives them. Adapters cannot be "
+            "added to quantised experts: choose other parameters for them, or load the model without quantisation"
         )
-    tokens, model = hidden_TD.shape
-    experts, grown, _ = up.shape
-    hidden = grown // 2 if gated else grown
-    expected = {
-        "up": (up, (experts, 2 * hidden if gated else hidden, _stored(model, up))),
-        "up_scales": (up_scales, (experts, grown, _groups(model, up_scales))),
-        "up_bias": (up_bias, (experts, grown)),
-        "down": (down, (experts, model, _stored(hidden, down))),
-        "down_scales": (down_scales, (experts, model, _groups(hidden, down_scales))),
-        "down_bias": (down_bias, (experts, model)),
-        "weights_TK": (weights_TK, tuple(expert_ids_TK.shape)),
-        "expert_ids_TK": (expert_ids_TK, (tokens, expert_ids_TK.shape[-1])),
-    }
-    for name, (given, shape) in expected.items():
-        if given is not None and tuple(given.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(given.shape)}; expected {shape} (gated={gated})")
-
-
-def _stored(columns: int, tensor: Tensor) -> int:
-    return columns * BITS[tensor.dtype] // 8
-
-
-def _groups(columns: int, scales: Tensor) -> int:
-    """The number of groups that the scales have, if it divides `columns`."""
-    groups = scales.shape[-1]
-    return groups if groups and columns % groups == 0 else 1
+    if scales.dtype != torch.bfloat16:
+        raise ValueError(f"{name}_scales is {scales.dtype}; expected bfloat16, in which quantise_weight gives them")
+    *rows, columns = Quantised(stored, scales).shape
+    if [*scales.shape[:-1]] != rows or scales.shape[-1] == 0 or columns % scales.shape[-1]:
+        raise ValueError(
+            f"{name}_scales has shape {tuple(scales.shape)}; expected a scale for each group of {name}'s rows: "
+            f"({', '.join(map(str, rows))}, a divisor of {columns})"
+        )
 
 
 @torch.library.custom_op("moe_codegen::quantised_expert_ffn", mutates_args=(), device_types="cpu")

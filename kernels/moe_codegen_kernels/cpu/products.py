@@ -37,6 +37,11 @@ def touched(offsets_E: Tensor) -> Iterator[tuple[int, slice]]:
             yield expert, slice(start, end)
 
 
+def most_rows(offsets_E: Tensor) -> int:
+    """Rows of the expert that has most."""
+    return max(end - start for start, end in itertools.pairwise(offsets_E.tolist()))
+
+
 def product(
     rows_RK: Tensor,
     matrices: Matrices,
@@ -59,7 +64,7 @@ def product(
     if (
         isinstance(matrices, Quantised)
         and compiled.takes_few(rows_RK, matrices, layout, out_RN)
-        and _are_few(offsets_E)
+        and most_rows(offsets_E) <= FEW_ROWS
     ):
         compiled.quantised_linear(rows_RK, matrices, bias_EN, offsets_E, out_RN)
     elif packed or (compiled.takes(rows_RK, matrices, layout, out_RN) and not _better_in_16_bits(matrices, offsets_E)):
@@ -82,14 +87,8 @@ def outer_product(left_MN: Tensor, right_MK: Tensor, out_NK: Tensor) -> None:
         out_NK.copy_(wide_NK)
 
 
-def _are_few(offsets_E: Tensor) -> bool:
-    return int(offsets_E.diff().max()) <= FEW_ROWS
-
-
 def _better_in_16_bits(matrices: Matrices, offsets_E: Tensor) -> bool:
-    return (
-        isinstance(matrices, Tensor) and compiled.is_native(matrices.dtype) and int(offsets_E.diff().max()) >= MANY_ROWS
-    )
+    return isinstance(matrices, Tensor) and compiled.is_native(matrices.dtype) and most_rows(offsets_E) >= MANY_ROWS
 
 
 def _multiply(rows_MK: Tensor, matrix: Matrices, transposed: bool, out_MN: Tensor) -> None:

@@ -52,8 +52,8 @@ INLINE ints multiply_pairs(shorts a, shorts b) {
 
 // A unit of the weight; of 4-bit values part i holds half-byte i of each 16-bit word of its two blocks.
 INLINE void load_unit(int dtype, const int8_t *weight, shorts parts[PARTS]) {
-    const shorts words = *(const shorts *)weight;
-    for (int i = 0; i < PARTS; i++) parts[i] = dtype == INT8 ? widen(weight + 16 * i) : (words << (12 - 4 * i)) >> 12;
+    const shorts fours = *(const shorts *)weight;
+    for (int i = 0; i < PARTS; i++) parts[i] = dtype == INT8 ? widen(weight + 16 * i) : (fours << (12 - 4 * i)) >> 12;
 }
 
 // The scale of a unit, or of its two blocks, each in half of the lanes.

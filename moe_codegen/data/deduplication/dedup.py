@@ -10,7 +10,6 @@ distant one.
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -97,7 +96,7 @@ def _content_hashes(content: pa.Array) -> np.ndarray:
     return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, each_text(content))), np.uint64).reshape(-1, 2)
 
 
-def _near_keys(content: Any, settings: DedupSettings, store: ShingleFile) -> dict[str, np.ndarray]:
+def _near_keys(content: pa.Array, settings: DedupSettings, store: ShingleFile) -> dict[str, np.ndarray]:
     if not settings.near:
         empty = np.zeros(len(content), np.int64)
         return {"bands": np.zeros((len(content), settings.bands), np.uint64), "shingles": empty}

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from moe_codegen.data.filtering.measures import Measures, measure
 from moe_codegen.data.rows.batch import Batch, Dropped, split_sound, text_buffer
 from moe_codegen.data.rows.licenses import is_permissive
+from moe_codegen.data.rows.schema import MEASURED
 from moe_codegen.languages import canonical_language
 from moe_codegen.settings import check_between, setting
 
@@ -73,14 +74,13 @@ class Verdict:
     """What became of a batch: the rows kept, the rows dropped, and the measures of all that could be measured."""
 
     kept: pa.RecordBatch
-    rows: np.ndarray  # numbers of the kept rows in the batch
     dropped: list[Dropped]
     measures: Measures | None
 
 
 def judge(batch: Batch, settings: CleanSettings, licensed: bool = True) -> Verdict:
     """Apply every filter to `batch`; `licensed=False` says that the source has no licences to go by."""
-    sound, numbers, unsound = split_sound(batch)
+    sound, _, unsound = split_sound(batch)
     reasons = _unfit(sound, settings, licensed)
     details: dict[int, dict[str, Any]] = {}
     measures = None
@@ -91,11 +91,11 @@ def judge(batch: Batch, settings: CleanSettings, licensed: bool = True) -> Verdi
             reasons[int(fit[place])] = reason
         for place, (reason, detail) in _outside_bounds(measures, settings).items():
             reasons[int(fit[place])], details[int(fit[place])] = reason, detail
-    dropped = unsound + Dropped.of(sound, reasons, details)
+    dropped = [*unsound, *Dropped.of(sound, reasons, details)]
     kept, good = _without(sound.rows, reasons)
     if measures is not None:
         kept = _with_measures(kept, measures, np.searchsorted(fit, good))
-    return Verdict(kept, numbers[good], dropped, measures)
+    return Verdict(kept, dropped, measures)
 
 
 def _without(rows: pa.RecordBatch, reasons: dict[int, str]) -> tuple[pa.RecordBatch, np.ndarray]:
@@ -160,7 +160,7 @@ def _outside_bounds(measures: Measures, settings: CleanSettings) -> dict[int, tu
 
 def _with_measures(kept: pa.RecordBatch, measures: Measures, good: np.ndarray) -> pa.RecordBatch:
     """The measured columns with what was measured here: a source's own values may be of other definitions."""
-    for name in ("size", "avg_line_length", "max_line_length", "alphanum_fraction"):
+    for name in MEASURED:
         place = kept.schema.get_field_index(name)
         kept = kept.set_column(place, kept.schema.field(name), pa.array(getattr(measures, name)[good]))
     return kept

@@ -1,7 +1,7 @@
 """`pack`: tokens in sequences of one length, documents whole where they fit, shuffled, in the proportions asked for.
 
 A row holds `input_ids` (S of them, padded at the end) and, for each document in it, its tokens in `lengths` and its
-language in `languages`, a place in the manifest's list of names; `batches` makes a model's input of them. Three passes:
+language in `languages`, a place in the manifest's list of names; `collate` makes a model's input of them. Three passes:
 every document to tokens (parallel), one plan of all sequences (one process, some fifty bytes a document), the sequences
 themselves (parallel).
 """
@@ -22,7 +22,7 @@ from moe_codegen.data.packing.tokenizer import Encoder, load_encoder, vocabulary
 from moe_codegen.data.passes.output import ShardWriter, UnitOutput
 from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
-from moe_codegen.data.passes.tally import Tally
+from moe_codegen.data.passes.tally import KEPT, merged
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Dropped, split_sound
 from moe_codegen.errors import ConfigError
@@ -95,11 +95,8 @@ def _pack(stage: Stage) -> tuple[Record, list[Record]]:
     for path in sorted((tokens / "dropped").glob("*")):
         logs.mkdir(exist_ok=True)
         path.rename(logs / path.name)
-    tally = Tally()
-    for record in records:
-        tally.merge(record["tally"])
     vocabulary = vocabulary_hash(load_encoder(settings.tokenizer).vocabulary)
-    return {"tally": tally.record(), "vocabulary": vocabulary, **summary}, written
+    return {"tally": merged(records).record(), "vocabulary": vocabulary, **summary}, written
 
 
 def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings) -> Record:
@@ -124,7 +121,7 @@ def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings)
                 lengths.append(len(ids))
                 languages.append(names.setdefault(language or "unknown", len(names)))
                 order.append(xxhash.xxh64_intdigest(content, seed=settings.seed))
-                output.tally.add("kept", language, 1, len(content))
+                output.tally.add(KEPT, language, 1, len(content))
             output.drop([*dropped, *Dropped.of(sound, dict.fromkeys(failed, "tokenizer_failed"))])
             advance(batch.rows.num_rows, batch.rows.column("content").nbytes, len(encoded) - len(failed))
     np.savez(
@@ -224,20 +221,20 @@ def write_sequences(part: int, number: int, folder: Path, tokens: Path, plan: Pa
     with np.load(plan) as arrays:
         unit, start, length, language, ends = (arrays[key] for key in ("unit", "start", "length", "language", "ends"))
     opened = lru_cache(maxsize=64)(lambda index: _token_path(tokens, index).open("rb"))
-    with ShardWriter(folder / f"part-{number:05d}.parquet", PACKED) as writer:
-        for sequence in range(part * ROWS, min((part + 1) * ROWS, len(ends))):
-            row = np.full(settings.sequence_length, padding, np.int32)
-            mine = range(int(ends[sequence - 1]) if sequence else 0, int(ends[sequence]))
-            filled = 0
-            for piece in mine:
-                file = opened(int(unit[piece]))
-                file.seek(int(start[piece]) * 4)
-                row[filled : filled + length[piece]] = np.fromfile(file, np.uint32, int(length[piece]))
-                filled += int(length[piece])
-            columns = [row, *(some[mine.start : mine.stop].astype(np.int32) for some in (length, language))]
-            writer.write(pa.RecordBatch.from_arrays([pa.array([column]) for column in columns], schema=PACKED))
-            advance(len(mine), settings.sequence_length * 4, len(mine))
-    return {"shards": [writer.record()]}
+    writer = ShardWriter(folder, f"part-{number:05d}.parquet", PACKED)
+    for sequence in range(part * ROWS, min((part + 1) * ROWS, len(ends))):
+        row = np.full(settings.sequence_length, padding, np.int32)
+        mine = range(int(ends[sequence - 1]) if sequence else 0, int(ends[sequence]))
+        filled = 0
+        for piece in mine:
+            file = opened(int(unit[piece]))
+            file.seek(int(start[piece]) * 4)
+            row[filled : filled + length[piece]] = np.fromfile(file, np.uint32, int(length[piece]))
+            filled += int(length[piece])
+        columns = [row, *(some[mine.start : mine.stop].astype(np.int32) for some in (length, language))]
+        writer.write(pa.RecordBatch.from_arrays([pa.array([column]) for column in columns], schema=PACKED))
+        advance(len(mine), settings.sequence_length * 4, len(mine))
+    return {"shards": [writer.close()]}
 
 
 def _token_path(folder: Path, number: int) -> Path:

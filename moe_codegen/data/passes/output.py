@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ class UnitOutput:
     def __init__(self, folder: Path, number: int, schema: pa.Schema, folders: tuple[str, ...] = ("",)) -> None:
         self.tally = Tally()
         name = f"part-{number:05d}"
-        self._writers = {into: ShardWriter(folder / into / f"{name}.parquet", schema) for into in folders}
+        self._writers = {into: ShardWriter(folder, str(Path(into, f"{name}.parquet")), schema) for into in folders}
         self._log_path = folder / "dropped" / f"{name}.jsonl"
         self._log: list[str] = []
         self._log_path.unlink(missing_ok=True)
@@ -54,12 +53,7 @@ class UnitOutput:
 
     def close(self) -> dict[str, Any]:
         """Finish the files; returns the unit's record: shards and tally."""
-        shards = []
-        for into, writer in self._writers.items():
-            with writer:
-                pass
-            name = f"{into}/{writer.path.name}" if into else writer.path.name
-            shards.append({"name": name, "rows": writer.rows})
+        shards = [writer.close() for writer in self._writers.values()]
         self._flush()
         return {"shards": shards, "tally": self.tally.record()}
 
@@ -83,43 +77,34 @@ class ShardWriter:
     What is written depends on the batches alone, never on when they came.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.schema = path, schema
-        self.rows = self.nbytes = 0
+        self._name, self._schema = name, schema
+        self._rows = self._held_bytes = 0
         self._held: list[pa.RecordBatch] = []
-        self._held_bytes = 0
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=_dictionary(schema))
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows of the shard's schema."""
         if not batch.num_rows:
             return
-        self._held.append(batch.cast(self.schema))
-        self.rows += batch.num_rows
+        self._held.append(batch.cast(self._schema))
+        self._rows += batch.num_rows
         self._held_bytes += batch.nbytes
         if self._held_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._held:
-            self._writer.write_table(pa.Table.from_batches(self._held), row_group_size=self.rows)
-            self.nbytes += self._held_bytes
+            self._writer.write_table(pa.Table.from_batches(self._held), row_group_size=self._rows)
             self._held, self._held_bytes = [], 0
 
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._flush()
+    def close(self) -> dict[str, Any]:
+        """Finish the file; returns what the manifest says of it."""
+        self._flush()
         self._writer.close()
-
-    def record(self) -> dict[str, str | int]:
-        """What the manifest says of the shard."""
-        return {"name": self.path.name, "rows": self.rows}
+        return {"name": self._name, "rows": self._rows}
 
 
 def _dictionary(schema: pa.Schema) -> list[str]:

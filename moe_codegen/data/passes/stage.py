@@ -61,13 +61,13 @@ class Stage:
         records.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
         units = list(enumerate(self.source.units if over is None else over))
-        left = [(number, unit) for number, unit in units if not _record_path(records, number).exists()]
+        left = [(number, unit) for number, unit in units if not record_path(records, number).exists()]
         jobs = [(function, unit, number, folder, records, arguments) for number, unit in left]
         nbytes = self.source.nbytes if total is None else total
         shown: AbstractContextManager = nullcontext() if self.quiet else Progress(f"{self.verb}: {phase}", nbytes)
         with shown as progress:
             self.mapper(_do_unit, jobs, self.num_proc, progress)
-        return [json.loads(_record_path(records, number).read_text()) for number, _ in units]
+        return [json.loads(record_path(records, number).read_text()) for number, _ in units]
 
     def claim(self) -> bool:
         """Take `out` for this run; True if it is already finished. Raises `OutputError` or `ResumeError`."""
@@ -167,7 +167,7 @@ def _do_unit(
 ) -> None:
     with _flock(records.parents[1], fcntl.LOCK_SH):
         record = function(unit, number, folder, *arguments)
-        path = _record_path(records, number)
+        path = record_path(records, number)
         path.with_suffix(".part").write_text(json.dumps(record))
         os.replace(path.with_suffix(".part"), path)
 
@@ -180,7 +180,8 @@ def _flock(work: Path, kind: int) -> Iterator[None]:
         yield
 
 
-def _record_path(records: Path, number: int) -> Path:
+def record_path(records: Path, number: int) -> Path:
+    """Where the record of a unit lies once it is done."""
     return records / f"{number:05d}.json"
 
 

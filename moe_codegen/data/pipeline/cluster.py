@@ -19,7 +19,7 @@ from moe_codegen.data.deduplication.dedup import DedupSettings, dedup_body
 from moe_codegen.data.filtering.clean import clean_body
 from moe_codegen.data.filtering.filters import CleanSettings, judge
 from moe_codegen.data.passes.progress import Progress
-from moe_codegen.data.passes.stage import Record, run_stage
+from moe_codegen.data.passes.stage import Record, record_path, run_stage
 from moe_codegen.data.reading.sources import Source
 from moe_codegen.data.rows.batch import Batch
 from moe_codegen.data.rows.conform import conform
@@ -97,14 +97,14 @@ class DatatroveMapper:
 
 def _undone(jobs: Jobs) -> list[int]:
     """Numbers of the jobs that left no record."""
-    return [number for _, _, number, _, records, _ in jobs if not Path(records, f"{number:05d}.json").exists()]
+    return [number for _, _, number, _, records, _ in jobs if not record_path(records, number).exists()]
 
 
 def clean_on(mapper: DatatroveMapper, source: Source, out: str | Path, settings: CleanSettings | None = None) -> Record:
-    """`cleaning.clean` on a datatrove executor."""
+    """`clean` on a datatrove executor."""
     return run_stage("clean", source, out, settings or CleanSettings(), clean_body, mapper=mapper)
 
 
 def dedup_on(mapper: DatatroveMapper, source: Source, out: str | Path, settings: DedupSettings | None = None) -> Record:
-    """`dedup.dedup` on a datatrove executor; its middle pass runs where this is called."""
+    """`dedup` on a datatrove executor; its middle pass runs where this is called."""
     return run_stage("dedup", source, out, settings or DedupSettings(), dedup_body, mapper=mapper)

@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-MEASURED = ("size", "avg_line_length", "max_line_length", "alphanum_fraction")
+MEASURED = ("size", "avg_line_length", "max_line_length", "alphanum_fraction")  # by the filters, whatever a source says
 
 
 @dataclass(frozen=True)

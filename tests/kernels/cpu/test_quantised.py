@@ -182,7 +182,7 @@ def test_under_autocast_nothing_is_narrowed():
         ({"up": torch.zeros(5, 128, 64)}, "up is torch.float32; expected int8 or uint8"),
         ({"down_scales": torch.zeros(5, 64, 1)}, "down_scales is torch.float32; expected bfloat16"),
         ({"up_scales": torch.zeros(5, 128, 3, dtype=torch.bfloat16)}, "up_scales has shape \\(5, 128, 3\\)"),
-        ({"down": torch.zeros(5, 64, 128, dtype=torch.uint8)}, "down has shape \\(5, 64, 128\\); expected"),
+        ({"down": torch.zeros(5, 64, 128, dtype=torch.uint8)}, "up has shape .5, 128, 64.; expected .5, 256, 64."),
     ],
 )
 def test_errors_say_what_does_not_fit(change, message):
