@@ -109,8 +109,8 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(("name", "at"), [("tokenize_unit", 1), ("write_sequences", 0)])
 def test_stopped_in_either_pass_it_goes_on_to_the_same_bytes(tmp_path, tokenizer, monkeypatch, name, at):
-    rows = [row(seed) for seed in range(40)]
-    pack(source(tmp_path, rows), tmp_path / "whole", PackSettings(tokenizer, 256))
+    read_from = source(tmp_path, [row(seed) for seed in range(40)])
+    pack(read_from, tmp_path / "whole", PackSettings(tokenizer, 256))
     real = getattr(pack_module, name)
 
     def stopping(unit, number, *arguments):
@@ -119,11 +119,12 @@ def test_stopped_in_either_pass_it_goes_on_to_the_same_bytes(tmp_path, tokenizer
             raise Stop
         return record
 
-    with monkeypatch.context() as patched, pytest.raises(Stop):
-        patched.setattr(pack_module, name, stopping)
-        pack(source(tmp_path, rows), tmp_path / "stopped", PackSettings(tokenizer, 256))
+    monkeypatch.setattr(pack_module, name, stopping)
+    with pytest.raises(Stop):
+        pack(read_from, tmp_path / "stopped", PackSettings(tokenizer, 256))
+    monkeypatch.setattr(pack_module, name, real)
     assert read_manifest(tmp_path / "stopped") is None
-    pack(source(tmp_path, rows), tmp_path / "stopped", PackSettings(tokenizer, 256))
+    pack(read_from, tmp_path / "stopped", PackSettings(tokenizer, 256))
     assert tree(tmp_path / "stopped") == tree(tmp_path / "whole")
 
 
