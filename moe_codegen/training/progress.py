@@ -121,8 +121,9 @@ class RoutingWatch(TrainerCallback):
             )
         if logs["dead_experts"]:
             seen["dead experts"] = (
-                f"{logs['dead_experts']:.0f} experts take next to no tokens at step {state.global_step}, over all "
-                "layers; what takes none learns nothing. Raise router_aux_loss_coef, or convert with another router"
+                f"experts that take next to no tokens at step {state.global_step}, over all layers: "
+                f"{logs['dead_experts']:.0f}; what takes none learns nothing. Raise router_aux_loss_coef, or convert "
+                "with another router"
             )
         for trouble, message in seen.items():
             if trouble in self._seen_before - self._said:

@@ -50,7 +50,7 @@ def test_collapse_and_dead_experts_are_said_once_when_they_stay():
     say(watch, 7, load_concentration=0.9, dead_experts=1)
     say(watch, 8, load_concentration=0.9, dead_experts=1)
     assert len(said) == 2
-    assert "1 experts take next to no tokens at step 5" in said[0]
+    assert "next to no tokens at step 5, over all layers: 1;" in said[0]
     assert "routing collapses at step 7" in said[1]
     assert "Raise router_aux_loss_coef" in said[1]
 
