@@ -24,10 +24,13 @@ from triton.runtime.jit import JITFunction
 from benchmarks.launch_rules import check_launch
 from benchmarks.shapes import LayerShape
 from moe_codegen_kernels.gpu import layer
+from moe_codegen_kernels.records import RoutingPlan
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FMA_PER_CLOCK = {"sm_80": 1024, "sm_89": 512, "sm_90": 2048, "sm_100": 4096, "sm_120": 512}  # bf16, one SM
+# Of memory, one SM: A100 80 GB, L40S, H100 SXM, B200, RTX 5090.
+BYTES_PER_CLOCK = {"sm_80": 13.4, "sm_89": 2.4, "sm_90": 14.5, "sm_100": 29.0, "sm_120": 4.4}
 PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304}
 
 
@@ -138,14 +141,13 @@ def layer_step(
     hidden_TD = torch.empty(tokens, shape.model, dtype=dtype)
     ids_TK = torch.empty(tokens, shape.top_k, dtype=torch.int64)
     weights_TK = torch.empty(tokens, shape.top_k)
-    weights = shape.weights(dtype, "cpu")
-    kind = (shape.activation, shape.gated)
-    needs = [True, True, *(x is not None for x in weights)]
+    experts = shape.weights(dtype, "cpu")
+    needs = [True, True, True, shape.bias, True, shape.bias]
 
     def step() -> None:
-        _, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, *kind, trains, trains, gpu)
+        _, h_RG, *plan = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, trains, trains, gpu)
         if trains:
-            layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, *weights, *kept, *kind, needs, gpu)
+            layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, experts, h_RG, RoutingPlan(*plan), needs, gpu)
 
     return step
 
@@ -178,7 +180,12 @@ class Loop:
 
     def issue_fraction(self, architecture: str) -> float:
         """Cycles to issue the loop over cycles its products take: below 1, the tensor cores are the limit."""
-        return self.instructions * self.warps / 4 / (self.fma / FMA_PER_CLOCK[architecture])
+        return self.issue_clocks / (self.fma / FMA_PER_CLOCK[architecture])
+
+    @property
+    def issue_clocks(self) -> float:
+        """Cycles in which an SM's four schedulers issue one iteration."""
+        return self.instructions * self.warps / 4
 
 
 @dataclass

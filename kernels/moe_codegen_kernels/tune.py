@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from moe_codegen_kernels.gpu_import import gpu_module
+from moe_codegen_kernels.records import ExpertWeights
 from moe_codegen_kernels.tiles import Bucket, Gpu, Tile, buckets_of, cache_path, choose
 
 Measure = Callable[[Callable[[], Any]], float]
@@ -122,6 +123,7 @@ def _runs(
         return torch.randn(shape, dtype=size.dtype, device=device) * 0.02
 
     up, down = normal(size.experts, grown, size.model), normal(size.experts, size.model, size.hidden)
+    experts = ExpertWeights(up, None, down, None, "gelu_tanh", size.gated)
     x_RD, h_RG, a_RF = normal(rows, size.model), normal(rows, grown), normal(rows, size.hidden)
     order_R = torch.arange(rows, dtype=torch.int32, device=device)
     weights_TK = torch.rand(tokens, size.top_k, device=device)
@@ -130,14 +132,11 @@ def _runs(
     gather_R = order_R if path == "pointer" else None
     dots_BR = torch.empty(-(-size.hidden // SMALLEST_BLOCK_N), rows, device=device)
     partials_PG = gpu_module("rows").new_partials(schedule, grown)
-    kind = ("gelu_tanh", size.gated)
     return {
-        "up_gated" if size.gated else "up": lambda tile: gemms.up(
-            x_RD, gather_R, 1, up, None, *kind, True, schedule, tile
-        ),
+        "up_gated" if size.gated else "up": lambda tile: gemms.up(x_RD, gather_R, 1, experts, True, schedule, tile),
         "linear": lambda tile: gemms.linear(a_RF, None, 1, down, None, schedule, tile),
         "down_gradient": lambda tile: gemms.down_gradient(
-            x_RD, down, h_RG, order_R, weights_TK, *kind, partials_PG, dots_BR, schedule, tile
+            x_RD, experts, h_RG, order_R, weights_TK, partials_PG, dots_BR, schedule, tile
         ),
         "ragged_k": lambda tile: gemms.ragged_k(x_RD, a_RF, schedule, tile),
     }
