@@ -58,7 +58,7 @@ def _licenses(stages: list[Record]) -> list[str]:
     """The Hub's names of the licences in the last stage that counted them."""
     counted = [stage["licenses"] for stage in stages if "licenses" in stage]
     names = {name.lower() for joined in (counted[-1] if counted else ()) for name in joined.split(", ")}
-    return sorted(name if name in _HUB_LICENSES.split() else "other" for name in names) or ["unknown"]
+    return sorted({name if name in _HUB_LICENSES.split() else "other" for name in names}) or ["unknown"]
 
 
 def _size(rows: int) -> str:
