@@ -1,14 +1,16 @@
-# Every target makes its own .venv first and is safe to run again.
+# Every target makes its own virtual environment first and is safe to run again.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALLED := .venv/.installed
+INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test gpu-test kernels-verify lint bench clean
 
-$(INSTALLED): pyproject.toml constraints.txt $(wildcard kernels/moe_codegen_kernels/cpu/*.[ch])
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) $(wildcard kernels/moe_codegen_kernels/cpu/*.[ch])
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[test]"
 	touch $@
 
 demo: $(INSTALLED)  ## train a small dense model, convert it, verify it, complete a function
@@ -34,4 +36,4 @@ bench: $(INSTALLED)  ## every benchmark; `.venv/bin/python -m benchmarks CASE` r
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv build dist demo-output
+	rm -rf $(VENV) build dist demo-output

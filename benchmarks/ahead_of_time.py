@@ -1,9 +1,8 @@
 """The kernels compiled by their own launchers for a GPU that is not there, and what the machine code shows.
 
-`compiling_for("sm_90")` gives Triton a driver that compiles every launch and runs none: launchers run
-unchanged on CPU tensors (never touched, so their memory is never committed), and each launch is recorded.
-A launch that a real driver would refuse raises (`launch_rules.py`). `Loop` reads the main loop out of the
-disassembly: its instructions, what the tensor cores do in it, and whether it spills.
+`compiling_for("sm_90")` gives Triton a driver that compiles every launch and runs none, and records each. A launch
+that a real driver would refuse raises (`launch_rules.py`). `Loop` reads the main loop out of the disassembly: its
+instructions, what the tensor cores do in it, and whether it spills.
 """
 
 import contextlib
@@ -24,10 +23,14 @@ from triton.runtime.jit import JITFunction
 from benchmarks.launch_rules import check_launch
 from benchmarks.shapes import LayerShape
 from moe_codegen_kernels.gpu import layer
+from moe_codegen_kernels.gpu.no_device import driver_without_device
+from moe_codegen_kernels.records import RoutingPlan
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FMA_PER_CLOCK = {"sm_80": 1024, "sm_89": 512, "sm_90": 2048, "sm_100": 4096, "sm_120": 512}  # bf16, one SM
+# Of memory, one SM: A100 80 GB, L40S, H100 SXM, B200, RTX 5090.
+BYTES_PER_CLOCK = {"sm_80": 13.4, "sm_89": 2.4, "sm_90": 14.5, "sm_100": 29.0, "sm_120": 4.4}
 PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304}
 
 
@@ -68,47 +71,15 @@ class Recorder:
         return {launch.kernel.hash: launch.kernel for launch in self.launches}
 
 
-class _NoDriver:
-    """The part of a Triton driver that launching touches; a device is named after its architecture."""
-
-    def __init__(self, architecture: str, checks: bool) -> None:
-        self.architecture = architecture
-        self.checks = checks and not architecture.startswith("gfx")
-        self.utils = self
-
-    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        if not self.checks:
-            return lambda *arguments: None
-        return lambda *arguments: check_launch(metadata, arguments[:3], arguments)
-
-    def get_current_target(self) -> GPUTarget:
-        return target_of(self.architecture)
-
-    def get_current_device(self) -> str:
-        return self.architecture
-
-    def get_current_stream(self, device: str) -> int:
-        return 0
-
-    def get_device_properties(self, device: str) -> dict[str, int]:
-        return {"max_shared_mem": SHARED_MEMORY_LIMIT[self.architecture]}
-
-    def load_binary(self, *arguments: Any) -> tuple[None, int, int, int, int]:
-        return None, 0, 0, 0, 1024
-
-    def unload_module(self, module: None) -> None:
-        pass
+def without_device(architecture: str, checks: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Within, a launch compiles for `architecture`, is checked by CUDA's rules if it `checks`, and does nothing."""
+    checked = checks and not architecture.startswith("gfx")
+    on_launch = _check if checked else None
+    return driver_without_device(target_of(architecture), SHARED_MEMORY_LIMIT[architecture], on_launch)
 
 
-@contextlib.contextmanager
-def driver_without_device(architecture: str, checks: bool = True) -> Iterator[None]:
-    """Within, a launch compiles for `architecture`, is checked if it `checks`, and does nothing."""
-    active = triton.runtime.driver._active
-    triton.runtime.driver.set_active(_NoDriver(architecture, checks))
-    try:
-        yield
-    finally:
-        triton.runtime.driver._active = active
+def _check(metadata: Any, arguments: tuple[Any, ...]) -> None:
+    check_launch(metadata, arguments[:3], arguments)
 
 
 @contextlib.contextmanager
@@ -124,7 +95,7 @@ def compiling_for(architecture: str) -> Iterator[Recorder]:
 
     JITFunction.run = run_and_record
     try:
-        with driver_without_device(architecture):
+        with without_device(architecture):
             yield recorder
     finally:
         JITFunction.run = run
@@ -138,14 +109,13 @@ def layer_step(
     hidden_TD = torch.empty(tokens, shape.model, dtype=dtype)
     ids_TK = torch.empty(tokens, shape.top_k, dtype=torch.int64)
     weights_TK = torch.empty(tokens, shape.top_k)
-    weights = shape.weights(dtype, "cpu")
-    kind = (shape.activation, shape.gated)
-    needs = [True, True, *(x is not None for x in weights)]
+    experts = shape.weights(dtype, "cpu")
+    needs = [True, True, True, shape.bias, True, shape.bias]
 
     def step() -> None:
-        _, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, *kind, trains, trains, gpu)
+        _, h_RG, *plan = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, trains, trains, gpu)
         if trains:
-            layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, *weights, *kept, *kind, needs, gpu)
+            layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, experts, h_RG, RoutingPlan(*plan), needs, gpu)
 
     return step
 
@@ -178,7 +148,12 @@ class Loop:
 
     def issue_fraction(self, architecture: str) -> float:
         """Cycles to issue the loop over cycles its products take: below 1, the tensor cores are the limit."""
-        return self.instructions * self.warps / 4 / (self.fma / FMA_PER_CLOCK[architecture])
+        return self.issue_clocks / (self.fma / FMA_PER_CLOCK[architecture])
+
+    @property
+    def issue_clocks(self) -> float:
+        """Cycles in which an SM's four schedulers issue one iteration."""
+        return self.instructions * self.warps / 4
 
 
 @dataclass

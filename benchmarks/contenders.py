@@ -53,7 +53,7 @@ class Contender(NamedTuple):
 
 def make_layer(shape: LayerShape, tokens: int, load: str, device: str, dtype: torch.dtype) -> Layer:
     """Random weights of unit gain, random input."""
-    up, up_bias, down, down_bias = shape.weights(dtype, device)
+    up, up_bias, down, down_bias, *_ = shape.weights(dtype, device)
     for matrix in (up, down):
         matrix.normal_(std=matrix.shape[-1] ** -0.5)
     for bias in (up_bias, down_bias):

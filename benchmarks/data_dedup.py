@@ -16,7 +16,11 @@ from moe_codegen.data.deduplication.dedup import DedupSettings, find_duplicates,
 from moe_codegen.data.reading.sources import open_source
 
 WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+")
-BANDS = ((0.85, 1.01), (0.7, 0.85))
+RANGES = {"recall, J >= 0.85": (0.85, 1.01), "recall, J 0.7 to 0.85": (0.7, 0.85)}
+BAR = (
+    "bars: recall >= 0.95 at J >= 0.85, precision >= 0.95, ratio >= 6; between 0.7 and 0.85 there is none, since "
+    "25 bands of 10 find 51% of the pairs at 0.7 and all but 1% of those at 0.85"
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +51,13 @@ def run(options: argparse.Namespace) -> Result:
     rows[1]["ratio"] = rows[1]["files/s"] / rows[0]["files/s"]
     rows[0]["ratio"] = 1.0
     megabytes = sum(map(len, files)) / 1e6
-    note = f"{len(files)} files, {megabytes:.0f} MB, {len(planted)} planted; files/s by processor time, one process"
-    return Result(rows, [note, "precision: share of the reported pairs at a Jaccard similarity of 0.7 or more"])
+    counts = ", ".join(
+        f"{sum(low <= value < high for value in near.values())} of them for {name}"
+        for name, (low, high) in RANGES.items()
+    )
+    note = f"{len(files)} files, {megabytes:.0f} MB, {len(planted)} planted, {counts}"
+    precision = "precision: share of the reported pairs at a Jaccard similarity of 0.7 or more"
+    return Result(rows, [note, "files/s by processor time, one process", precision, BAR])
 
 
 def plant(corpus: Path, count: int, edits: int, generator: random.Random) -> tuple[list[bytes], list[tuple[int, int]]]:
@@ -124,10 +133,10 @@ def quality(pairs: set[tuple[int, int]], near: dict[tuple[int, int], float], fil
     for one, two in pairs:
         parent[root(one)] = root(two)
     row: Row = {}
-    for low, high in BANDS:
+    for name, (low, high) in RANGES.items():
         wanted = [pair for pair, value in near.items() if low <= value < high]
         found = sum(root(one) == root(two) for one, two in wanted)
-        row[f"recall J >= {low}"] = found / max(len(wanted), 1)
+        row[name] = found / max(len(wanted), 1)
     right = sum(similarity(grams(files[one]), grams(files[two])) >= 0.7 for one, two in pairs)
     row["precision"] = right / max(len(pairs), 1)
     return row

@@ -24,14 +24,14 @@ def run(options: argparse.Namespace) -> Result:
     try:
         import triton
 
-        from benchmarks.ahead_of_time import compile_layer, driver_without_device, layer_step
+        from benchmarks.ahead_of_time import compile_layer, layer_step, without_device
     except ModuleNotFoundError:
         return Result([], notes=["needs triton: pip install 'moe-codegen[gpu]'"])
     rows: list[Row] = []
     for name in options.shapes:
         for call, (tokens, trains) in CALLS.items():
             layer = (options.architecture, SHAPES[name], tokens, torch.bfloat16, trains)
-            with driver_without_device(options.architecture, checks=False):
+            with without_device(options.architecture, checks=False):
                 step = layer_step(*layer)
                 step()  # compiles
                 microseconds = host_microseconds(step, options.repeats)

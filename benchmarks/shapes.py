@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moe_codegen_kernels.records import ExpertWeights
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -28,8 +30,8 @@ class LayerShape:
         """Multiply-adds counted as two, of both products; backward costs twice as much again."""
         return 2 * tokens * self.top_k * self.model * (self.grown + self.hidden)
 
-    def weights(self, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """up, up_bias, down, down_bias, uninitialised: their memory is committed when first written."""
+    def weights(self, dtype: torch.dtype, device: str) -> ExpertWeights[Tensor]:
+        """Uninitialised: their memory is committed when first written."""
 
         def empty(*size: int) -> Tensor:
             return torch.empty(size, dtype=dtype, device=device)
@@ -37,7 +39,7 @@ class LayerShape:
         up_bias = empty(self.experts, self.grown) if self.bias else None
         down_bias = empty(self.experts, self.model) if self.bias else None
         up, down = empty(self.experts, self.grown, self.model), empty(self.experts, self.model, self.hidden)
-        return up, up_bias, down, down_bias
+        return ExpertWeights(up, up_bias, down, down_bias, self.activation, self.gated)
 
     def routing(self, tokens: int, load: str, device: str) -> tuple[Tensor, Tensor]:
         """expert_ids_TK and weights_TK: "balanced" draws experts alike, "zipf" with odds 1 / rank**1.5."""

@@ -21,17 +21,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "kernel-static-cost", "instructions, registers and shared memory of every GEMM's main loop, compiled", add_options
 )
 def run(options: argparse.Namespace) -> Result:
-    """Compile a layer of 16384 tokens (training) and one of 8 (decode), and read their loops."""
+    """Compile a layer of 16384 tokens (training) and of 8 and 64 (decode), and read their loops."""
     try:
         import triton
 
-        from benchmarks.ahead_of_time import compile_layer, main_loop
+        from benchmarks.ahead_of_time import BYTES_PER_CLOCK, compile_layer, main_loop
+        from moe_codegen_kernels.gpu import decode
     except ModuleNotFoundError:
         return Result([], notes=["needs triton: pip install 'moe-codegen[gpu]'"])
     rows = []
     for architecture in options.architectures:
         for name in options.shapes:
-            for tokens, trains, kernels in ((16384, True, GEMMS), (8, False, DECODE)):
+            for tokens, trains, kernels in ((16384, True, GEMMS), (8, False, DECODE), (64, False, DECODE)):
                 recorder = compile_layer(architecture, SHAPES[name], tokens, torch.bfloat16, trains)
                 seen = set()
                 for kernel in recorder.kernels.values():
@@ -41,13 +42,20 @@ def run(options: argparse.Namespace) -> Result:
                     if loop in seen:
                         continue
                     seen.add(loop)
+                    if trains:
+                        fraction = loop.issue_fraction(architecture)
+                    else:
+                        matrices = 2 if loop.kernel == "decode_up_kernel" and SHAPES[name].gated else 1
+                        weight_bytes = matrices * decode.BLOCK_N * decode.BYTES_K
+                        fraction = loop.issue_clocks / (weight_bytes / BYTES_PER_CLOCK[architecture])
                     rows.append(
                         {
                             "architecture": architecture,
                             "shape": name,
+                            "tokens": tokens,
                             "kernel": loop.kernel.removesuffix("_kernel"),
                             "tensor core": loop.tensor_core,
-                            "issue fraction": round(loop.issue_fraction(architecture), 3) if trains else "",
+                            "issue fraction": round(fraction, 3),
                             "instructions": loop.instructions,
                             "async loads": loop.copies,
                             "registers": loop.registers,
@@ -60,7 +68,8 @@ def run(options: argparse.Namespace) -> Result:
         rows,
         notes=[
             "issue fraction = instructions x warps / 4 schedulers, over the clocks the tensor cores need for the "
-            "loop's products; below 1 the tensor cores are the limit. Read from machine code: nothing was timed.",
+            "loop's products; below 1 the tensor cores are the limit. Of decode: over the clocks in which memory "
+            "brings the weights that the loop reads. Read from machine code: nothing was timed.",
             "on sm_100 one thread issues the products for all: counted is the loop of its warp, as if all walked it",
             f"triton {triton.__version__}, bf16",
         ],

@@ -30,6 +30,8 @@ FAMILIES = {
     "mistral": SHAPE,
     "qwen2": SHAPE,
     "qwen3": {**SHAPE, "head_dim": 8},
+    "gemma": {**SHAPE, "head_dim": 8},
+    "phi3": {**SHAPE, "pad_token_id": 0},
 }
 LAYOUTS = {  # layout -> family
     **{family: family for family in FAMILIES},

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from moe_codegen_kernels.activations import ACTIVATIONS
-from moe_codegen_kernels.records import ExpertWeights
+from moe_codegen_kernels.records import ExpertWeights, Matrices
 
 
-def check_layer(hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights) -> None:
+def check_layer(hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights[Matrices]) -> None:
     """Say which argument does not fit the others; of quantised matrices the shapes are those of the weights."""
     up, up_bias, down, down_bias, activation, gated = experts
     if activation not in ACTIVATIONS:

@@ -83,12 +83,15 @@ def expert_ffn_op(
 
 
 @expert_ffn_op.register_kernel("cuda")
-def expert_ffn_cuda(hidden_TD: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def expert_ffn_cuda(
+    hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The op on a GPU."""
-    *rest, trains, recompute = arguments
+    *weights, trains, recompute = arguments
+    routed = (hidden_TD, expert_ids_TK, weights_TK)
     with torch.cuda.device_of(hidden_TD):
         keep = trains and not recompute
-        return gpu_module("layer").expert_ffn(hidden_TD, *rest, trains, keep, gpu_of(hidden_TD.device))
+        return gpu_module("layer").expert_ffn(*routed, ExpertWeights(*weights), trains, keep, gpu_of(hidden_TD.device))
 
 
 @expert_ffn_op.register_fake
@@ -127,10 +130,18 @@ def expert_ffn_backward_op(
 
 
 @expert_ffn_backward_op.register_kernel("cuda")
-def expert_ffn_backward_cuda(grad_TD: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def expert_ffn_backward_cuda(
+    grad_TD: Tensor, hidden_TD: Tensor, weights_TK: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The op on a GPU."""
+    up, up_bias, down, down_bias, preactivation_RG, order_R, inverse_R, offsets_E, *kind, needs = arguments
+    experts = ExpertWeights(up, up_bias, down, down_bias, *kind)
+    kept_RG = preactivation_RG if preactivation_RG.numel() > 0 else None
+    plan = RoutingPlan(order_R, inverse_R, offsets_E)
     with torch.cuda.device_of(grad_TD):
-        return gpu_module("layer").expert_ffn_backward(grad_TD, *arguments, gpu_of(grad_TD.device))
+        return gpu_module("layer").expert_ffn_backward(
+            grad_TD, hidden_TD, weights_TK, experts, kept_RG, plan, needs, gpu_of(grad_TD.device)
+        )
 
 
 @expert_ffn_backward_op.register_fake

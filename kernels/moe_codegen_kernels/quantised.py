@@ -162,12 +162,14 @@ def _experts(
     down_bias: Tensor | None,
     activation: str,
     gated: bool,
-) -> ExpertWeights:
+) -> ExpertWeights[Quantised]:
     """The op's flat arguments as one."""
     return ExpertWeights(Quantised(up, up_scales), up_bias, Quantised(down, down_scales), down_bias, activation, gated)
 
 
-def _widen_touched(expert_ids_TK: Tensor, dtype: torch.dtype, experts: ExpertWeights) -> tuple[Tensor, ExpertWeights]:
+def _widen_touched(
+    expert_ids_TK: Tensor, dtype: torch.dtype, experts: ExpertWeights[Quantised]
+) -> tuple[Tensor, ExpertWeights[Tensor]]:
     """The ids counted anew over the experts that occur, and those experts in `dtype`; waits for the device."""
     count, device = experts.up.shape[0], expert_ids_TK.device
     is_chosen_E = torch.zeros(count + 1, dtype=torch.bool, device=device)
@@ -177,8 +179,8 @@ def _widen_touched(expert_ids_TK: Tensor, dtype: torch.dtype, experts: ExpertWei
     # Ids of no expert are counted after the last chosen one.
     touched_ids_TK = (is_chosen_E.cumsum(0) - 1)[expert_ids_TK.clamp(max=count)]
     up_bias, down_bias = (None if x is None else x.to(dtype) for x in (chosen.up_bias, chosen.down_bias))
-    wide = chosen._replace(up=chosen.up.to(dtype), up_bias=up_bias, down=chosen.down.to(dtype), down_bias=down_bias)
-    return touched_ids_TK, wide
+    kind = (experts.activation, experts.gated)
+    return touched_ids_TK, ExpertWeights(chosen.up.to(dtype), up_bias, chosen.down.to(dtype), down_bias, *kind)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -5,33 +5,34 @@ torch.library knows tensors and numbers only, so an op's signature is flat; thes
     D model, F expert hidden, G = 2F when gated else F, E experts, K top-k, R = T*K routed rows.
 """
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from moe_codegen_kernels.quantised_weights import Quantised
 
 Matrices = Tensor | Quantised
+MatrixT = TypeVar("MatrixT", bound=Matrices, covariant=True)
 
 
-class ExpertWeights(NamedTuple):
+class ExpertWeights(NamedTuple, Generic[MatrixT]):
     """E feed-forward networks, `down(f(up(x)))`, or `down(f(gate(x)) * up(x))` when gated.
 
     up: (E, G, D) with the gate's F rows first, up_bias: (E, G), down: (E, D, F), down_bias: (E, D); on the CPU the
-    matrices may be packed (`packed.py`), or in 8 or 4 bits.
+    matrices may be packed (`packed.py`), or in 8 or 4 bits: `ExpertWeights[Matrices]`.
     """
 
-    up: Matrices
+    up: MatrixT
     up_bias: Tensor | None
-    down: Matrices
+    down: MatrixT
     down_bias: Tensor | None
     activation: str
     gated: bool
 
-    def of(self, experts: slice | Tensor) -> "ExpertWeights":
+    def of(self, experts: slice | Tensor) -> "ExpertWeights[Matrices]":
         """Some of them."""
         up_bias, down_bias = (None if bias is None else bias[experts] for bias in (self.up_bias, self.down_bias))
-        return self._replace(up=self.up[experts], up_bias=up_bias, down=self.down[experts], down_bias=down_bias)
+        return ExpertWeights(self.up[experts], up_bias, self.down[experts], down_bias, self.activation, self.gated)
 
 
 class RoutingPlan(NamedTuple):

@@ -52,6 +52,7 @@ class Bucket:
     linear: Tile
     down_gradient: Tile
     ragged_k: Tile
+    tuned_for: str = ""  # the layer and tokens whose search came to its end
 
     @property
     def block_m(self) -> int:

@@ -1,18 +1,21 @@
 """Find faster tiles for one GPU and one layer by timing them, and keep them where `tiles.choose` looks first."""
 
 import dataclasses
+import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
 
 from moe_codegen_kernels.gpu_import import gpu_module
 from moe_codegen_kernels.tiles import Bucket, Gpu, Tile, buckets_of, cache_path, choose
+from moe_codegen_kernels.trials import LayerSize, Trial, compile_one, regrouped
 
 Measure = Callable[[Callable[[], Any]], float]
-SMALLEST_BLOCK_N = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,25 +30,14 @@ class Found:
     after_ms: float
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerSize:
-    """D model, F hidden, E experts, K top-k and the kind of expert to tune for."""
-
-    model: int
-    hidden: int
-    experts: int
-    top_k: int
-    gated: bool
-    dtype: torch.dtype
-
-
 def milliseconds(run: Callable[[], Any]) -> float:
-    """Median time of `run` on the current GPU, by events, after a warm-up that also compiles."""
+    """Median time of `run` on the current GPU, by events, after a warm-up; each behind another, so not the host's."""
     for _ in range(3):
         run()
     times = []
     for _ in range(10):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        run()
         start.record()
         run()
         end.record()
@@ -54,101 +46,97 @@ def milliseconds(run: Callable[[], Any]) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def tune(size: LayerSize, tokens: int, gpu: Gpu, device: str = "cuda", measure: Measure = milliseconds) -> list[Found]:
+def tune(
+    size: LayerSize,
+    tokens: int,
+    gpu: Gpu,
+    pool: Executor,
+    seconds: float = float("inf"),
+    device: str = "cuda",
+    measure: Measure = milliseconds,
+) -> list[Found]:
     """Time candidate tiles for `tokens` tokens, spread evenly, and write the fastest into the user's cache.
 
-    Returns one finding for each GEMM. Later calls for this GPU use the new bucket from its rows per expert on.
+    `pool` compiles them. After `seconds` the best so far is kept. Returns one finding for each GEMM; none where an
+    earlier search came to its end. Later calls for this GPU use the new bucket from its rows per expert on.
     """
     rows = tokens * size.top_k
-    rows_per_expert = rows // size.experts
     before = choose(gpu, size.dtype.itemsize, rows, size.experts, tma_fits=True)
-    best_ms, best = float("inf"), before
-    before_ms = {}
-    for block_m in sorted({before.block_m, 64, 128}):
-        runs = _runs(size, tokens, before.path, block_m, gpu, device)
-        tiles, total = {}, 0.0
-        for gemm, run in runs.items():
-            shipped = getattr(before, gemm)
-            timed = {tile: _time(run, tile, measure) for tile in _candidates(shipped, block_m, gemm)}
-            tiles[gemm] = min(timed, key=timed.__getitem__)
-            total += timed[tiles[gemm]]
-            if shipped in timed:
-                before_ms[gemm] = timed[shipped]
-            before_ms[f"{gemm} {block_m}"] = timed[tiles[gemm]]
-        if total < best_ms:
-            best_ms, best = total, _bucket(before, rows_per_expert, tiles)
-    _remember(gpu, size.dtype, best)
-    gemms = [gemm for gemm in ("up", "up_gated", "linear", "down_gradient", "ragged_k") if gemm in before_ms]
+    searched = f"{size}, {tokens} tokens"
+    if before.tuned_for == searched:
+        return []
+    deadline = time.monotonic() + seconds
+    target, shared_memory = gpu_module("no_device").current_gpu()
+    shipped = {gemm: getattr(before, gemm) for gemm in size.gemms}
+    searches = []
+    for block_m in sorted({before.block_m, 64, 128}, key=lambda block_m: (block_m != before.block_m, block_m)):
+        trial = Trial(size, tokens, before.path, block_m, gpu.processors, target, shared_memory)
+        search = _Search(trial, pool, device, measure)
+        searches.append(search)
+        if block_m == before.block_m:
+            search.time({gemm: [tile] for gemm, tile in shipped.items()}, float("inf"))
+        search.time({gemm: trial.candidates(gemm, tile) for gemm, tile in shipped.items()}, deadline)
+        search.time({gemm: regrouped(tile) for gemm, tile in search.best().items()}, deadline)
+    whole = [search for search in searches if search.covers_every_gemm()]
+    if not whole:
+        raise RuntimeError(f"no tile of some product compiles for {target}: {searches[0].problem}")
+    fastest = min(whole, key=_Search.total)
+    best = fastest.best()
+    finished = time.monotonic() < deadline
+    _remember(gpu, size.dtype, _bucket(before, rows // size.experts, best, searched if finished else ""))
     return [
         Found(
-            rows_per_expert, gemm, getattr(before, gemm), before_ms[gemm],
-            getattr(best, gemm), before_ms[f"{gemm} {best.block_m}"],
+            rows // size.experts, gemm, tile, searches[0].timed[gemm].get(tile, float("inf")),
+            best[gemm], fastest.timed[gemm][best[gemm]],
         )
-        for gemm in gemms
+        for gemm, tile in shipped.items()
     ]  # fmt: skip
 
 
-def _candidates(shipped: Tile, block_m: int, gemm: str) -> Iterator[Tile]:
-    """The shipped tile, and variations of every extent and of the pipeline around it."""
-    if gemm == "ragged_k" or shipped.block_m == block_m:
-        yield shipped
-    blocks_n = sorted({SMALLEST_BLOCK_N, 128, shipped.block_n})
-    for block_n, block_k, stages, group_m in itertools.product(blocks_n, (32, 64), (3, 4), (4, 8)):
-        warps = 4 if block_m * block_n <= 64 * 128 else 8
-        tile = Tile(block_m, block_n, block_k, warps, stages, group_m)
-        if tile != shipped:
-            yield tile
-            yield dataclasses.replace(tile, flatten=True)
+class _Search:
+    """What the tiles of one block_m took so far, in ms."""
+
+    def __init__(self, trial: Trial, pool: Executor, device: str, measure: Measure) -> None:
+        self.trial, self.pool, self.measure = trial, pool, measure
+        self.calls = trial.calls(device)
+        self.timed: dict[str, dict[Tile, float]] = {gemm: {} for gemm in self.calls}
+        self.problem: str | None = None
+
+    def time(self, candidates: dict[str, list[Tile]], deadline: float) -> None:
+        """Those not timed yet, as they are compiled, GEMMs by turns: cut short, a search has seen some of each."""
+        turns = itertools.zip_longest(*([(gemm, tile) for tile in tiles] for gemm, tiles in candidates.items()))
+        jobs = [
+            (gemm, tile, self.pool.submit(compile_one, self.trial, gemm, tile))
+            for gemm, tile in filter(None, itertools.chain.from_iterable(turns))
+            if tile not in self.timed[gemm]
+        ]
+        for gemm, tile, compiling in jobs:
+            if time.monotonic() > deadline:
+                compiling.cancel()
+            elif (problem := compiling.result()) is None:
+                self.timed[gemm][tile] = self.measure(functools.partial(self.calls[gemm], tile))
+            else:
+                self.problem = problem
+
+    def covers_every_gemm(self) -> bool:
+        """Whether a bucket can be made of it."""
+        return all(self.timed.values())
+
+    def best(self) -> dict[str, Tile]:
+        """The fastest tile of each GEMM that has any."""
+        return {gemm: min(tiles, key=tiles.__getitem__) for gemm, tiles in self.timed.items() if tiles}
+
+    def total(self) -> float:
+        """ms of all GEMMs, each with its fastest tile."""
+        return sum(min(tiles.values()) for tiles in self.timed.values())
 
 
-def _time(run: Callable[[Tile], Any], tile: Tile, measure: Measure) -> float:
-    from triton.runtime.errors import OutOfResources
-
-    try:
-        return measure(lambda: run(tile))
-    except OutOfResources:
-        return float("inf")
-
-
-def _runs(
-    size: LayerSize, tokens: int, path: str, block_m: int, gpu: Gpu, device: str
-) -> dict[str, Callable[[Tile], Any]]:
-    """A call of each GEMM on random operands of the layer's size, waiting for its tile."""
-    gemms = gpu_module("layer").GEMMS_OF[path]
-    routing = gpu_module("routing")
-    rows, grown = tokens * size.top_k, 2 * size.hidden if size.gated else size.hidden
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=size.dtype, device=device) * 0.02
-
-    up, down = normal(size.experts, grown, size.model), normal(size.experts, size.model, size.hidden)
-    x_RD, h_RG, a_RF = normal(rows, size.model), normal(rows, grown), normal(rows, size.hidden)
-    order_R = torch.arange(rows, dtype=torch.int32, device=device)
-    weights_TK = torch.rand(tokens, size.top_k, device=device)
-    bounds = torch.arange(size.experts + 1, device=device) * rows // size.experts
-    schedule = routing.tile_schedule(bounds.int(), rows, block_m, gpu.processors)
-    gather_R = order_R if path == "pointer" else None
-    dots_BR = torch.empty(-(-size.hidden // SMALLEST_BLOCK_N), rows, device=device)
-    partials_PG = gpu_module("rows").new_partials(schedule, grown)
-    kind = ("gelu_tanh", size.gated)
-    return {
-        "up_gated" if size.gated else "up": lambda tile: gemms.up(
-            x_RD, gather_R, 1, up, None, *kind, True, schedule, tile
-        ),
-        "linear": lambda tile: gemms.linear(a_RF, None, 1, down, None, schedule, tile),
-        "down_gradient": lambda tile: gemms.down_gradient(
-            x_RD, down, h_RG, order_R, weights_TK, *kind, partials_PG, dots_BR, schedule, tile
-        ),
-        "ragged_k": lambda tile: gemms.ragged_k(x_RD, a_RF, schedule, tile),
-    }
-
-
-def _bucket(before: Bucket, rows_per_expert: int, tiles: dict[str, Tile]) -> Bucket:
+def _bucket(before: Bucket, rows_per_expert: int, tiles: dict[str, Tile], tuned_for: str) -> Bucket:
     """`before` with the tiles found; the kind of `up` that was not timed follows the one that was."""
     up = tiles.get("up") or tiles["up_gated"]
     halved = dataclasses.replace(up, block_n=max(16, up.block_n // 2))
     kinds: dict[str, Any] = {"up": up, "up_gated": tiles.get("up_gated", halved)}
-    return dataclasses.replace(before, rows_per_expert=rows_per_expert, **kinds | tiles)
+    return dataclasses.replace(before, rows_per_expert=rows_per_expert, tuned_for=tuned_for, **kinds | tiles)
 
 
 def _remember(gpu: Gpu, dtype: torch.dtype, bucket: Bucket) -> None:
@@ -158,5 +146,7 @@ def _remember(gpu: Gpu, dtype: torch.dtype, bucket: Bucket) -> None:
     kept[:] = [record for record in kept if record["rows_per_expert"] != bucket.rows_per_expert]
     kept.append(bucket.to_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(table, indent=1) + "\n")
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(table, indent=1) + "\n")
+    unfinished.replace(path)  # at once: a killed run leaves the old table or the new one
     buckets_of.cache_clear()

@@ -12,16 +12,19 @@ class FeedForward:
     """A family's dense FFN, the module `mlp` of each layer: `down(act(up(x)))`, or gated `down(act(gate(x)) * up(x))`.
 
     Attributes:
-        up, down, gate: names of its linear layers; no `gate` means an ungated FFN.
+        inner: the linear layers that lead into the hidden width, in the order an expert stores their rows: the gate's
+            first. One layer may hold both matrices of a gated FFN.
+        down: the linear layer that leads back.
+        gated: whether there is a gate.
         bias: whether they have biases, or the name of the config field that says so.
         width: the config field that holds the FFN's hidden size F.
         activation: the config field that names the activation.
         dropout: the config field of the dropout inside the FFN's module, after `down`; None if it is outside.
     """
 
-    up: str
+    inner: tuple[str, ...]
     down: str
-    gate: str | None = None
+    gated: bool = False
     bias: bool | str = False
     width: str = "intermediate_size"
     activation: str = "hidden_act"
@@ -36,9 +39,9 @@ class FeedForward:
         return getattr(config, self.width) or 4 * config.hidden_size
 
     @property
-    def inner(self) -> tuple[str, ...]:
-        """The layers that lead into the hidden width, in the order an expert stores their rows."""
-        return (self.gate, self.up) if self.gate else (self.up,)
+    def inner_matrices(self) -> int:
+        """How many (F, D) matrices the inner layers hold: the gate's and the other's, or one."""
+        return 2 if self.gated else 1
 
 
 @dataclass(frozen=True)

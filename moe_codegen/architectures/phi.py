@@ -63,7 +63,7 @@ PHI = Architecture(
     class_prefix="Phi",
     layers="model.layers",
     norm="input_layernorm",
-    ffn=FeedForward(up="fc1", down="fc2", bias=True),
+    ffn=FeedForward(inner=("fc1",), down="fc2", bias=True),
     lm_head_bias=True,
     layouts=(
         Layout(

@@ -2,12 +2,13 @@
 
 from moe_codegen.architectures.architecture import Architecture
 from moe_codegen.architectures.gpt_bigcode import GPT_BIGCODE
-from moe_codegen.architectures.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from moe_codegen.architectures.llama import GEMMA, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
 from moe_codegen.architectures.phi import PHI
 from moe_codegen.architectures.starcoder2 import STARCODER2
 
 ARCHITECTURES: dict[str, Architecture] = {
-    architecture.family: architecture for architecture in (GPT_BIGCODE, PHI, STARCODER2, LLAMA, MISTRAL, QWEN2, QWEN3)
+    architecture.family: architecture
+    for architecture in (GPT_BIGCODE, PHI, STARCODER2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, PHI3)
 }
 
 

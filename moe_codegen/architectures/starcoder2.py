@@ -8,6 +8,6 @@ STARCODER2 = Architecture(
     class_prefix="Starcoder2",
     layers="model.layers",
     norm="post_attention_layernorm",
-    ffn=FeedForward(up="c_fc", down="c_proj", bias="use_bias", dropout="residual_dropout"),
+    ffn=FeedForward(inner=("c_fc",), down="c_proj", bias="use_bias", dropout="residual_dropout"),
     layouts=(Layout("starcoder2", ("starcoder2",)),),
 )

@@ -1,7 +1,7 @@
 """`moe-codegen data VERB IN OUT`: the flags of a verb are the fields of its settings."""
 
 import inspect
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from moe_codegen.data.filtering.inspect import InspectSettings
 from moe_codegen.data.filtering.inspect import inspect as inspect_source
 from moe_codegen.data.passes.stage import Record
 from moe_codegen.data.passes.tables import stages_of, tables_of
-from moe_codegen.data.pipeline.corpus import CorpusSettings, build_corpus, read_packages
+from moe_codegen.data.pipeline.corpus import build_corpus, read_corpus_settings
 from moe_codegen.data.pipeline.prepare import check_plan, prepare, read_plan
 from moe_codegen.data.pipeline.publish import plan_publication, publish
 from moe_codegen.data.pipeline.verbs import VERBS, Verb
@@ -145,21 +145,26 @@ def publish_command(
 def corpus_command(
     packages: Annotated[Path, typer.Argument(metavar="PACKAGES.toml", help="Names of packages: pypi, npm, debian.")],
     out: OutArgument,
-    megabytes: Annotated[float, typer.Option(help="MB of text a language.")] = CorpusSettings.megabytes,
-    package_share: Annotated[float, typer.Option(help="Most of it from one package.")] = CorpusSettings.package_share,
+    megabytes: Annotated[float | None, typer.Option(help="MB of text a language.", show_default="50")] = None,
+    package_share: Annotated[
+        float | None, typer.Option(help="Most of it from one package.", show_default="0.2")
+    ] = None,
     num_proc: NumProc = 1,
     dry_run: DryRun = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Build LANGUAGE.parquet files (repo, path, content) from source packages, fetched with their own clients."""
-    named = read_packages(packages)
+    """Build a LANGUAGE.parquet for each language from source packages, fetched with their own clients."""
+    settings = read_corpus_settings(packages)
+    if megabytes is not None:
+        settings = replace(settings, megabytes=megabytes)
+    if package_share is not None:
+        settings = replace(settings, package_share=package_share)
     if dry_run:
-        for kind, names in named.items():
-            console.output.print(f"{kind}: {', '.join(names)}")
+        console.output.print(f"corpus {packages} -> {out} (dry run: nothing is written)", soft_wrap=True)
+        console.output.print(table(("", ""), as_record(settings).items()))
         return
-    settings = CorpusSettings(megabytes, package_share)
-    for language, account in build_corpus(named, out, settings, num_proc=num_proc, quiet=quiet).items():
-        console.output.print(f"{language}: {account['files']:,} files, {account['bytes'] / 1e6:,.1f} MB")
+    _show(build_corpus(settings, out, num_proc=num_proc, quiet=quiet), out, as_json)
 
 
 def _show_plan(verb: str, source: Source, out: Path, settings: Any) -> None:

@@ -80,6 +80,10 @@ class ExpertQuantiser(HfQuantizer):
             and name.endswith("_proj")
         )
 
+    def param_element_size(self, model: PreTrainedModel, param_name: str, param: torch.Tensor) -> float:
+        """Bytes of each element once it is loaded, by which `device_map` finds a place."""
+        return 1 if self.param_needs_quantization(model, param_name) else param.element_size()
+
     def get_quantize_ops(self) -> ConversionOps:
         """What loading applies to such a parameter."""
         return _Quantise(self.quantization_config)
@@ -100,6 +104,11 @@ class ExpertQuantiser(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         replace_experts(model, self.quantization_config)
+        if not self.pre_quantized:
+            # transformers before 5.23 casts what it loads to the dtype of the parameter it is for, then quantises it.
+            for module in model.modules():
+                if isinstance(module, QuantisedExperts):
+                    module.await_weights(model.dtype)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:

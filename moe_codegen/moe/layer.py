@@ -23,7 +23,7 @@ class SparseMoE(nn.Module):
         self.experts = Experts(
             config,
             activation=getattr(config, ffn.activation),
-            gated=ffn.gate is not None,
+            gated=ffn.gated,
             bias=ffn.has_bias(config),
         )
         self.shared_expert = dense if config.shared_expert else None

@@ -56,6 +56,12 @@ class QuantisedExperts(nn.Module):
             gated=self.has_gate,
         )
 
+    def await_weights(self, dtype: torch.dtype) -> None:
+        """Have weights of `dtype` until theirs are loaded: it is what these are read in before they are rounded."""
+        for name, parameter in list(self.named_parameters()):
+            if parameter.dtype in STORED.values():
+                self._add(name, parameter.to(dtype))
+
     def freeze(self) -> None:
         """Whoever loads parameters makes those of float dtypes trainable."""
         self.requires_grad_(False)

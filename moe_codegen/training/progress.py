@@ -90,15 +90,15 @@ class RoutingWatch(TrainerCallback):
     """Says, once each, that routing collapses or that experts are dead, and what to do.
 
     Routing collapses where a layer has gone three quarters of the way from even load to the same K experts for every
-    token (`meter.concentration`). An expert is dead that takes less than a hundredth of an equal share, here in two
-    lines of the history one after the other.
+    token (`meter.concentration`). An expert is dead that takes less than a hundredth of an equal share. Both must show
+    in two lines of the history, one after the other: the first tokens of a run say little.
     """
 
     COLLAPSED = 0.75
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
-        self._was_dead = False
+        self._seen_before: set[str] = set()
         self._said: set[str] = set()
 
     def on_log(
@@ -112,23 +112,21 @@ class RoutingWatch(TrainerCallback):
         """Look at the load of the latest steps."""
         if not state.is_world_process_zero or not logs or "load_concentration" not in logs:
             return
+        seen = {}
         if logs["load_concentration"] > self.COLLAPSED:
-            self._once(
-                "collapse",
+            seen["collapse"] = (
                 f"routing collapses at step {state.global_step}: in some layer nearly every token goes to the same "
                 "experts. Raise router_aux_loss_coef (tenfold, up to 0.1), lower router_learning_rate, or normalise "
-                "the logits with router_logit_scale=1",
+                "the logits with router_logit_scale=1"
             )
-        is_dead = bool(logs["dead_experts"])
-        if is_dead and self._was_dead:
-            self._once(
-                "dead",
-                f"{logs['dead_experts']:.0f} experts take next to no tokens at step {state.global_step}, over all "
-                "layers; what takes none learns nothing. Raise router_aux_loss_coef, or convert with another router",
+        if logs["dead_experts"]:
+            seen["dead experts"] = (
+                f"experts that take next to no tokens at step {state.global_step}, over all layers: "
+                f"{logs['dead_experts']:.0f}; what takes none learns nothing. Raise router_aux_loss_coef, or convert "
+                "with another router"
             )
-        self._was_dead = is_dead
-
-    def _once(self, kind: str, message: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            self.say(message)
+        for trouble, message in seen.items():
+            if trouble in self._seen_before - self._said:
+                self._said.add(trouble)
+                self.say(message)
+        self._seen_before = set(seen)

@@ -146,7 +146,9 @@ class _Mixture:
         ffn, pieces = self.architecture.ffn, self.config.expert_granularity
         cuts = self.reader[self._made_from(name)][expert * pieces : (expert + 1) * pieces]
         if linear != ffn.down:
-            return cuts.chunk(len(ffn.inner), dim=1)[ffn.inner.index(linear)].flatten(0, 1)
+            # The pieces of a matrix, each with its own rows of it, come together again.
+            inner = cuts.unflatten(1, (ffn.inner_matrices, -1)).transpose(0, 1).flatten(0, 2)
+            return inner.chunk(len(ffn.inner))[ffn.inner.index(linear)]
         if pieces == 1 or kind == "bias":  # a cut's bias is the whole bias
             return cuts[0]
         return torch.cat(list(cuts / pieces), dim=1)
@@ -162,7 +164,7 @@ class _Mixture:
             return name
         linear, kind = name.rsplit(".", 2)[-2:]
         ffn = self.architecture.ffn
-        stacked = "down_proj" if linear == ffn.down else "gate_up_proj" if ffn.gate else "up_proj"
+        stacked = "down_proj" if linear == ffn.down else "gate_up_proj" if ffn.gated else "up_proj"
         return f"{self.architecture.layer(layer)}.mlp.experts.{stacked}{'_bias' if kind == 'bias' else ''}"
 
 

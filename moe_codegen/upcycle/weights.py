@@ -89,7 +89,7 @@ class ExpertCutter:
         if part == "down":
             return [tensor] * pieces if kind == "bias" else [p * pieces for p in tensor.chunk(pieces, dim=1)]
         # A gated FFN's first matrices stand one above the other: each is cut, and the cuts put together.
-        halves = [half.chunk(pieces) for half in tensor.chunk(len(dense.architecture.ffn.inner))]
+        halves = [half.chunk(pieces) for half in tensor.chunk(dense.architecture.ffn.inner_matrices)]
         return [torch.cat(cuts) for cuts in zip(*halves, strict=True)]
 
     def _reinitialised(
@@ -98,7 +98,7 @@ class ExpertCutter:
         layer, expert, part, _ = key
         tensor = tensor.clone()
         # A gated FFN's first matrices stand one above the other, each with its own mean and deviation.
-        matrices = tensor.chunk(len(dense.architecture.ffn.inner)) if part == "inner" else (tensor,)
+        matrices = tensor.chunk(dense.architecture.ffn.inner_matrices) if part == "inner" else (tensor,)
         dim = 1 if part == "down" else 0
         units = matrices[0].shape[dim]
         order = torch.randperm(units, generator=generator_for(self.seed, "drop", layer, expert))

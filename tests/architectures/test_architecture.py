@@ -29,9 +29,10 @@ def test_the_ffn_is_made_of_what_the_table_names(family):
     architecture, model = ARCHITECTURES[family], dense_model(family)
     ffn, mlp = architecture.ffn, model.get_submodule(architecture.layer(1)).mlp
     shapes = {name: tuple(p.shape) for name, p in mlp.named_parameters()}
-    expected = {f"{name}.weight": (80, 32) for name in ffn.inner} | {f"{ffn.down}.weight": (32, 80)}
+    rows = 80 * ffn.inner_matrices // len(ffn.inner)
+    expected = {f"{name}.weight": (rows, 32) for name in ffn.inner} | {f"{ffn.down}.weight": (32, 80)}
     if ffn.has_bias(model.config):
-        expected |= {f"{name}.bias": (80,) for name in ffn.inner} | {f"{ffn.down}.bias": (32,)}
+        expected |= {f"{name}.bias": (rows,) for name in ffn.inner} | {f"{ffn.down}.bias": (32,)}
     assert shapes == expected
     assert ffn.width_of(model.config) == 80
     assert any(isinstance(module, nn.Dropout) for module in mlp.modules()) == (

@@ -56,7 +56,7 @@ def test_a_dry_run_of_report_names_the_stages_and_refuses_what_the_run_would(tmp
 
 
 def test_a_dry_run_of_publish_says_what_it_would_upload_and_asks_nobody(tmp_path, monkeypatch):
-    monkeypatch.setattr("httpx2.Client.send", None)
+    monkeypatch.setattr("socket.socket.connect", None)
     write(tmp_path / "in", [row(seed) for seed in range(20)])
     command = ["clean", str(tmp_path / "in"), str(tmp_path / "out"), "--quiet"]
     assert CliRunner().invoke(app, command).exit_code == 0

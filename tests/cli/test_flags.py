@@ -27,7 +27,7 @@ FLAGS = {
         "--routing-layer",
         "--json",
     ],
-    "tune": ["--model", "--hidden", "--num-experts", "--top-k", "--gated", "--dtype", "--tokens"],
+    "tune": ["--model", "--hidden", "--num-experts", "--top-k", "--gated", "--dtype", "--tokens", "--minutes"],
     "report": ["runs", "--out"],
     "demo": ["--out", "--seed", "--steps", "--minutes"],
 }

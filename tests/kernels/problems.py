@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_codegen_kernels import oracle
 from moe_codegen_kernels.activations import activate
+from moe_codegen_kernels.records import ExpertWeights
 
 LOADS = ("random", "one_hot", "empty_experts", "sentinels", "repeated")
 TENSORS = ("hidden_TD", "weights_TK", "up", "up_bias", "down", "down_bias")
@@ -53,6 +54,14 @@ class Problem:
         """The positional arguments of expert_ffn."""
         names = ("hidden_TD", "expert_ids_TK", "weights_TK", "up", "up_bias", "down", "down_bias")
         return tuple(getattr(self, name) for name in names)
+
+    def routed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The input, and where it goes."""
+        return self.hidden_TD, self.expert_ids_TK, self.weights_TK
+
+    def experts(self) -> ExpertWeights[Tensor]:
+        """The weights as the kernels take them."""
+        return ExpertWeights(self.up, self.up_bias, self.down, self.down_bias, self.activation, self.gated)
 
 
 def make_problem(

@@ -13,7 +13,8 @@ FFNS = {
     "gpt_bigcode": {"up": "c_fc", "down": "c_proj"},
     "starcoder2": {"up": "c_fc", "down": "c_proj"},
     "phi": {"up": "fc1", "down": "fc2"},
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), GATED),
+    "phi3": {"gate_up": "gate_up_proj", "down": "down_proj"},
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), GATED),
 }
 SMALL = dict(num_experts=4, router_aux_loss_coef=0.5, router_z_loss_coef=0.1)
 
@@ -36,7 +37,7 @@ def mixture_of(dense: PreTrainedModel, spread: float = 0.0, seed: int = 1, **fie
         role = next(role for role, module in ffn.items() if module == part)
         if role == "gate":
             continue  # goes in with `up`, below
-        stored = {"up": "gate_up_proj" if "gate" in ffn else "up_proj", "down": "down_proj"}[role]
+        stored = {"up": "gate_up_proj" if "gate" in ffn else "up_proj"}.get(role, f"{role}_proj")
         if role == "up" and "gate" in ffn:
             gate = dense.state_dict()[f"{layers}.{layer}.mlp.{ffn['gate']}.{kind}"]
             tensor = torch.cat([gate, tensor])

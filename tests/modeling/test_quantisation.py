@@ -62,6 +62,14 @@ def test_a_model_quantised_at_load_is_the_model_of_the_rounded_weights(saved, na
     assert relative_error(loaded(tokens()).logits, model(tokens()).logits) > 1e-3
 
 
+def test_device_map_counts_the_bytes_that_the_experts_will_have(folder):
+    model = MoEForCausalLM.from_pretrained(folder, expert_quantization="int8")
+    needed = sum(p.nbytes for p in model.parameters())
+    room = {"cpu": int(1.5 * needed)}  # in float32 the experts alone take more
+    placed = MoEForCausalLM.from_pretrained(folder, expert_quantization="int8", device_map="auto", max_memory=room)
+    assert torch.equal(placed(tokens()).logits, model(tokens()).logits)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("loader", [MoEForCausalLM, AutoModelForCausalLM])
 def test_saved_in_shards_it_loads_by_itself_with_the_same_bits(saved, name, loader, tmp_path):

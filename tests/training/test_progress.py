@@ -37,10 +37,10 @@ def say(watch, step, **logs):
     watch.on_log(None, state, None, logs={"load_concentration": 0.1, "dead_experts": 0} | logs)
 
 
-def test_collapse_is_said_once_and_dead_experts_when_they_stay_dead():
+def test_collapse_and_dead_experts_are_said_once_when_they_stay():
     said = []
     watch = RoutingWatch(said.append)
-    say(watch, 1)
+    say(watch, 1, load_concentration=0.8)
     say(watch, 2, dead_experts=2)
     say(watch, 3)
     assert said == []
@@ -48,9 +48,10 @@ def test_collapse_is_said_once_and_dead_experts_when_they_stay_dead():
     say(watch, 5, dead_experts=1)
     say(watch, 6, load_concentration=0.8)
     say(watch, 7, load_concentration=0.9, dead_experts=1)
+    say(watch, 8, load_concentration=0.9, dead_experts=1)
     assert len(said) == 2
-    assert "1 experts take next to no tokens at step 5" in said[0]
-    assert "routing collapses at step 6" in said[1]
+    assert "next to no tokens at step 5, over all layers: 1;" in said[0]
+    assert "routing collapses at step 7" in said[1]
     assert "Raise router_aux_loss_coef" in said[1]
 
 

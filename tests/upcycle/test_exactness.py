@@ -45,7 +45,7 @@ def test_copies_compute_what_the_dense_model_does(layout, tmp_path):
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_copies_agree_for_any_shape_of_mixture(data, tmp_path_factory):
-    layout = data.draw(st.sampled_from(["santacoder", "phi", "llama", "starcoder2"]))
+    layout = data.draw(st.sampled_from(["santacoder", "phi", "llama", "phi3", "starcoder2"]))
     granularity = data.draw(st.sampled_from([1, 2, 4, 5]))
     copies = data.draw(st.integers(1, 5))
     chosen = data.draw(st.integers(1, copies))

@@ -21,7 +21,7 @@ def expert_ffn(
     hidden_TD: Tensor,
     expert_ids_TK: Tensor,
     weights_TK: Tensor,
-    experts: ExpertWeights,
+    experts: ExpertWeights[Matrices],
     keep_preactivation: bool = False,
 ) -> tuple[Tensor, Tensor, RoutingPlan]:
     """out_TD, preactivation_RG (empty unless kept), and the plan; the experts plain, packed or quantised."""
@@ -48,7 +48,7 @@ def expert_ffn_backward(
     grad_TD: Tensor,
     hidden_TD: Tensor,
     weights_TK: Tensor,
-    experts: ExpertWeights,
+    experts: ExpertWeights[Matrices],
     preactivation_RG: Tensor | None,
     plan: RoutingPlan,
     needs: list[bool],
@@ -127,14 +127,14 @@ def _groups(offsets_E: Tensor) -> Iterator[tuple[slice, slice]]:
             first = after
 
 
-def _activate(h_MG: Tensor, experts: ExpertWeights) -> Tensor:
+def _activate(h_MG: Tensor, experts: ExpertWeights[Matrices]) -> Tensor:
     if not experts.gated:
         return activate(experts.activation, h_MG)
     gate_MF, value_MF = h_MG.chunk(2, dim=-1)
     return activate(experts.activation, gate_MF) * value_MF
 
 
-def _activate_backward(dA_MF: Tensor, h_MG: Tensor, experts: ExpertWeights) -> Tensor:
+def _activate_backward(dA_MF: Tensor, h_MG: Tensor, experts: ExpertWeights[Matrices]) -> Tensor:
     if not experts.gated:
         return activate_backward(experts.activation, dA_MF, h_MG)
     gate_MF, value_MF = h_MG.chunk(2, dim=-1)

@@ -7,4 +7,5 @@ pointer.py    grouped GEMMs fed by pointers: any architecture, dtype, size and a
 tma.py        the same GEMMs, persistent and fed by TMA: 16-bit, sm_90 and later
 decode.py     few tokens: each touched expert's weights are read once
 layer.py      the expert FFN forward and backward, made of the above
+no_device.py  a driver that compiles what they launch, where nothing shall run
 """

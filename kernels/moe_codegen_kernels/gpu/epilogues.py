@@ -1,4 +1,4 @@
-"""What the GEMM kernels share: the activations in float32, and which rows and columns a program owns."""
+"""What the GEMM kernels share: activations and sums in float32, and which rows and columns a program owns."""
 
 import triton
 import triton.language as tl
@@ -54,6 +54,17 @@ def activate_with_slope(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def add_product(acc, a, b, PRECISION: tl.constexpr):
+    """acc + a @ b. Exact float32 sums a step's terms apart: one chain over all of K errs several times as much."""
+    if a.dtype == tl.float32 and PRECISION == "ieee":
+        # The last argument does nothing here but keep Triton from making it one chain again.
+        acc += tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=1)
+    else:
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
 def split_columns(tile):
     """The left and the right half of a tile's columns: an epilogue that takes them in turn holds half the registers."""
     M: tl.constexpr = tile.shape[0]
@@ -62,21 +73,33 @@ def split_columns(tile):
 
 
 @triton.jit
-def ragged_tile(tile, num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M: tl.constexpr):
-    """expert, first row, end of the expert's rows, column block of output tile number `tile`.
+def bias_of(bias_ptr, row, column_N, N):
+    """The tile's columns of one row of a bias (E, N), or (2E, N) when gated: (1, BLOCK_N) in float32."""
+    bias_N = tl.load(bias_ptr + row.to(tl.int64) * N + column_N, mask=column_N < N, other=0.0)
+    return bias_N.to(tl.float32)[None, :]
 
-    GROUP_M consecutive entries of the schedule sweep the columns together, so that their rows and the weights
-    they read stay in L2.
+
+@triton.jit
+def swept(tile, num_m_tiles, num_n_tiles, GROUP_M: tl.constexpr):
+    """Row and column block of tile number `tile`: GROUP_M row blocks sweep the columns together.
+
+    So the rows and the weights they read stay in L2.
     """
     group = tile // (GROUP_M * num_n_tiles)
-    first_m = group * GROUP_M
-    group_m = tl.minimum(num_m_tiles - first_m, GROUP_M)
+    group_m = tl.minimum(num_m_tiles - group * GROUP_M, GROUP_M)
     inside = tile - group * GROUP_M * num_n_tiles
-    entry_ptr = schedule_ptr + 1 + EXPERTS + 3 * (first_m + inside % group_m)
+    return group * GROUP_M + inside % group_m, inside // group_m
+
+
+@triton.jit
+def ragged_tile(tile, num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M: tl.constexpr):
+    """expert, first row, end of the expert's rows, column block of output tile number `tile`."""
+    entry, n = swept(tile, num_m_tiles, num_n_tiles, GROUP_M)
+    entry_ptr = schedule_ptr + 1 + EXPERTS + 3 * entry
     expert = tl.load(entry_ptr)
     row = tl.load(entry_ptr + 1)
     end = tl.load(entry_ptr + 2)
-    return expert, row, end, inside // group_m
+    return expert, row, end, n
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_codegen_kernels.gpu import decode, pointer, rows, tma
 from moe_codegen_kernels.gpu.routing import routing_plan, tile_schedule
+from moe_codegen_kernels.records import ExpertWeights, RoutingPlan
 from moe_codegen_kernels.routing import no_plan
 from moe_codegen_kernels.tiles import Gpu, choose
 
@@ -28,70 +29,56 @@ def expert_ffn(
     hidden_TD: Tensor,
     expert_ids_TK: Tensor,
     weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    gated: bool,
+    experts: ExpertWeights[Tensor],
     trains: bool,
     keep_preactivation: bool,
     gpu: Gpu,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """out_TD; preactivation_RG if kept; order_R, inverse_R, offsets_E if `trains`; else empty tensors."""
-    hidden_TD, expert_ids_TK, weights_TK, up, down = (
-        x.contiguous() for x in (hidden_TD, expert_ids_TK, weights_TK, up, down)
-    )
-    up_bias, down_bias = (None if x is None else x.contiguous() for x in (up_bias, down_bias))
+    hidden_TD, expert_ids_TK, weights_TK = (x.contiguous() for x in (hidden_TD, expert_ids_TK, weights_TK))
+    experts = _contiguous(experts)
     num_rows, top_k = expert_ids_TK.numel(), expert_ids_TK.shape[1]
-    if not trains and decode.serves(hidden_TD.shape[0], num_rows, hidden_TD.element_size()):
-        out_TD = decode.expert_ffn(
-            hidden_TD, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, gpu
-        )
+    if not trains and decode.serves(hidden_TD.shape[0], top_k, hidden_TD.element_size()):
+        out_TD = decode.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, experts, gpu)
         return out_TD, hidden_TD.new_empty(0), *no_plan(expert_ids_TK)
 
-    order_R, inverse_R, offsets_E = routing_plan(expert_ids_TK, up.shape[0])
-    bucket = choose(gpu, hidden_TD.element_size(), num_rows, up.shape[0], tma.fits(hidden_TD, up, down))
+    count = experts.up.shape[0]
+    plan = order_R, inverse_R, offsets_E = routing_plan(expert_ids_TK, count)
+    fits = tma.fits(hidden_TD, experts.up, experts.down)
+    bucket = choose(gpu, hidden_TD.element_size(), num_rows, count, fits)
     schedule = tile_schedule(offsets_E, num_rows, bucket.block_m, gpu.processors)
     gemms = GEMMS_OF[bucket.path]
     if bucket.path == "tma":
         source_RD, gather_R = rows.gather_rows(hidden_TD, order_R, offsets_E, top_k), None
     else:
         source_RD, gather_R = hidden_TD, order_R
-    a_RF, h_RG = gemms.up(
-        source_RD, gather_R, top_k, up, up_bias, activation, gated, keep_preactivation, schedule,
-        bucket.up_gated if gated else bucket.up,
-    )  # fmt: skip
-    y_RD = gemms.linear(a_RF, None, top_k, down, down_bias, schedule, bucket.linear)
+    up_tile = bucket.up_gated if experts.gated else bucket.up
+    a_RF, h_RG = gemms.up(source_RD, gather_R, top_k, experts, keep_preactivation, schedule, up_tile)
+    y_RD = gemms.linear(a_RF, None, top_k, experts.down, experts.down_bias, schedule, bucket.linear)
     out_TD = rows.combine(y_RD, weights_TK, inverse_R.view(expert_ids_TK.shape), offsets_E)
-    return out_TD, h_RG, *((order_R, inverse_R, offsets_E) if trains else no_plan(expert_ids_TK))
+    return out_TD, h_RG, *(plan if trains else no_plan(expert_ids_TK))
 
 
 def expert_ffn_backward(
     grad_TD: Tensor,
     hidden_TD: Tensor,
     weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    preactivation_RG: Tensor,
-    order_R: Tensor,
-    inverse_R: Tensor,
-    offsets_E: Tensor,
-    activation: str,
-    gated: bool,
+    experts: ExpertWeights[Tensor],
+    preactivation_RG: Tensor | None,
+    plan: RoutingPlan,
     needs: list[bool],
     gpu: Gpu,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of hidden, weights, up, up_bias, down, down_bias; empty where `needs` says no.
 
-    With s a row's routing weight, dO its token's output gradient and dA = dO @ down: ds = <dA, a> + <dO,
-    down_bias>, dh = s dA f'(h), d(down) = dO^T (s a), d(up) = dh^T x, dx = dh @ up.
+    Without preactivation_RG it is computed again from hidden_TD. With s a row's routing weight, dO its token's
+    output gradient and dA = dO @ down: ds = <dA, a> + <dO, down_bias>, dh = s dA f'(h), d(down) = dO^T (s a),
+    d(up) = dh^T x, dx = dh @ up.
     """
     needs_hidden, needs_weights, needs_up, needs_up_bias, needs_down, needs_down_bias = needs
-    grad_TD, hidden_TD, weights_TK, up, down = (x.contiguous() for x in (grad_TD, hidden_TD, weights_TK, up, down))
-    up_bias, down_bias = (None if x is None else x.contiguous() for x in (up_bias, down_bias))
+    order_R, inverse_R, offsets_E = plan
+    grad_TD, hidden_TD, weights_TK = (x.contiguous() for x in (grad_TD, hidden_TD, weights_TK))
+    up, up_bias, down, down_bias, *_ = experts = _contiguous(experts)
     num_rows, top_k = order_R.numel(), weights_TK.shape[1]
     fits = tma.fits(grad_TD, hidden_TD, up, down)
     bucket = choose(gpu, hidden_TD.element_size(), num_rows, up.shape[0], fits)
@@ -100,10 +87,10 @@ def expert_ffn_backward(
     model, hidden = down.shape[1:]
 
     x_RD = None
-    if needs_up or preactivation_RG.numel() == 0:
+    if needs_up or preactivation_RG is None:
         x_RD = rows.gather_rows(hidden_TD, order_R, offsets_E, top_k)
     h_RG = preactivation_RG
-    if h_RG.numel() == 0:
+    if h_RG is None:
         h_RG = gemms.linear(x_RD, None, top_k, up, up_bias, schedule, bucket.linear)
 
     dots_BR = None
@@ -119,9 +106,8 @@ def expert_ffn_backward(
         None if dots_BR is None else dots_BR[gemm_dots:],
     )  # fmt: skip
     dh_RG, a_RF = gemms.down_gradient(
-        dO_RD, down, h_RG, order_R, weights_TK, activation, gated, up_partials, dots_BR, schedule,
-        bucket.down_gradient,
-    )  # fmt: skip
+        dO_RD, experts, h_RG, order_R, weights_TK, up_partials, dots_BR, schedule, bucket.down_gradient
+    )
 
     nothing = [grad_TD.new_empty(0) for _ in needs]
     d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias = nothing
@@ -140,3 +126,9 @@ def expert_ffn_backward(
         dx_RD = gemms.linear(dh_RG, None, top_k, up.mT, None, schedule, bucket.linear)
         d_hidden = rows.combine(dx_RD, None, inverse_R.view(weights_TK.shape), offsets_E)
     return d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias
+
+
+def _contiguous(experts: ExpertWeights[Tensor]) -> ExpertWeights[Tensor]:
+    up, up_bias, down, down_bias, activation, gated = experts
+    up_bias, down_bias = (None if bias is None else bias.contiguous() for bias in (up_bias, down_bias))
+    return ExpertWeights(up.contiguous(), up_bias, down.contiguous(), down_bias, activation, gated)

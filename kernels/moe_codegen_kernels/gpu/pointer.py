@@ -22,8 +22,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_codegen_kernels.gpu.epilogues import activate, activate_with_slope, partial_index, ragged_tile, split_columns
+from moe_codegen_kernels.gpu.epilogues import (
+    activate,
+    activate_with_slope,
+    add_product,
+    bias_of,
+    partial_index,
+    ragged_tile,
+    split_columns,
+    swept,
+)
 from moe_codegen_kernels.gpu.routing import Schedule
+from moe_codegen_kernels.records import ExpertWeights
 from moe_codegen_kernels.tiles import Tile, precision_of
 
 
@@ -66,13 +76,13 @@ def accumulate(
             mask = is_k_K[:, None] & (column_N < N)[None, :]
             a = tl.load(row_ptrs, mask=is_k_K[None, :], other=0.0)
             b = tl.load(matrix_ptrs, mask=mask, other=0.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = add_product(acc, a, b, PRECISION)
         if PAIR:
             if EVEN:
                 b = tl.load(matrix_ptrs + pair_distance)
             else:
                 b = tl.load(matrix_ptrs + pair_distance, mask=mask, other=0.0)
-            second = tl.dot(a, b, second, input_precision=PRECISION)
+            second = add_product(second, a, b, PRECISION)
         row_ptrs += BLOCK_K
         matrix_ptrs += BLOCK_K * stride_k
     return acc, second
@@ -100,8 +110,7 @@ def linear_kernel(
         False, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     if HAS_BIAS:
-        bias_N = tl.load(bias_ptr + expert.to(tl.int64) * N + column_N, mask=column_N < N, other=0.0)
-        acc += bias_N.to(tl.float32)[None, :]
+        acc += bias_of(bias_ptr, expert, column_N, N)
     mask = is_row_M[:, None] & (column_N < N)[None, :]
     tl.store(tile_ptrs(out_ptr, row, column_N, N, BLOCK_M), acc, mask=mask)
 
@@ -129,9 +138,8 @@ def up_kernel(
         tl.cast(N, tl.int64) * stride_n, GATED, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     G: tl.constexpr = 2 if GATED else 1
-    bias_ptrs = bias_ptr + expert.to(tl.int64) * (G * N) + column_N if HAS_BIAS else None
     if HAS_BIAS:
-        h += tl.load(bias_ptrs, mask=column_N < N, other=0.0).to(tl.float32)[None, :]
+        h += bias_of(bias_ptr, G * expert, column_N, N)
     a = activate(h, ACTIVATION)
     mask = is_row_M[:, None] & (column_N < N)[None, :]
     h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M) if KEEP else None
@@ -139,7 +147,7 @@ def up_kernel(
         tl.store(h_ptrs, h, mask=mask)
     if GATED:
         if HAS_BIAS:
-            value += tl.load(bias_ptrs + N, mask=column_N < N, other=0.0).to(tl.float32)[None, :]
+            value += bias_of(bias_ptr, G * expert + 1, column_N, N)
         a *= value
         if KEEP:
             tl.store(h_ptrs + N, value, mask=mask)
@@ -231,12 +239,9 @@ def ragged_k_kernel(
     num_n_tiles = tl.cdiv(N, BLOCK_N)
     tile = tl.program_id(0)
     expert = tl.load(schedule_ptr + 1 + tile // (num_m_tiles * num_n_tiles)).to(tl.int64)
-    tile = tile % (num_m_tiles * num_n_tiles)
-    group = tile // (GROUP_M * num_n_tiles)
-    group_m = tl.minimum(num_m_tiles - group * GROUP_M, GROUP_M)
-    inside = tile - group * GROUP_M * num_n_tiles
-    m_M = (group * GROUP_M + inside % group_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n_N = (inside // group_m) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m, n = swept(tile % (num_m_tiles * num_n_tiles), num_m_tiles, num_n_tiles, GROUP_M)
+    m_M = m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     start = tl.load(offsets_ptr + expert)
     end = tl.load(offsets_ptr + expert + 1)
     row_K = start.to(tl.int64) + tl.arange(0, BLOCK_K)
@@ -249,7 +254,7 @@ def ragged_k_kernel(
         right_mask = is_row_K[:, None] if EVEN else is_row_K[:, None] & (n_N < N)[None, :]
         left = tl.load(left_ptrs, mask=left_mask, other=0.0)
         right = tl.load(right_ptrs, mask=right_mask, other=0.0)
-        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        acc = add_product(acc, left, right, PRECISION)
         left_ptrs += BLOCK_K * tl.cast(M, tl.int64)
         right_ptrs += BLOCK_K * tl.cast(N, tl.int64)
     address = expert * M * N + m_M.to(tl.int64)[:, None] * N + n_N[None, :]
@@ -282,52 +287,48 @@ def up(
     rows_RD: Tensor,
     order_R: Tensor | None,
     top_k: int,
-    up: Tensor,
-    bias_EG: Tensor | None,
-    activation: str,
-    gated: bool,
+    experts: ExpertWeights[Tensor],
     keep: bool,
     schedule: Schedule,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
     """a_RF and h_RG (empty unless `keep`); rows as in `linear`."""
-    _, grown, inner = up.shape
-    columns = grown // 2 if gated else grown
+    _, grown, inner = experts.up.shape
+    columns = grown // 2 if experts.gated else grown
     rows = rows_RD.shape[0] if order_R is None else order_R.numel()
     h_RG = rows_RD.new_empty((rows, grown) if keep else (0,))
     a_RF = rows_RD.new_empty(rows, columns)
     up_kernel[grid(schedule, columns, tile)](
-        rows_RD, order_R, up, bias_EG, h_RG, a_RF, schedule.entries,
-        columns, inner, schedule.experts, rows_RD.stride(0), *up.stride(),
-        TOP_K=top_k, GATHER=order_R is not None, HAS_BIAS=bias_EG is not None,
-        GATED=gated, KEEP=keep, ACTIVATION=activation, **_constants(tile, columns, inner, rows_RD.dtype),
+        rows_RD, order_R, experts.up, experts.up_bias, h_RG, a_RF, schedule.entries,
+        columns, inner, schedule.experts, rows_RD.stride(0), *experts.up.stride(),
+        TOP_K=top_k, GATHER=order_R is not None, HAS_BIAS=experts.up_bias is not None,
+        GATED=experts.gated, KEEP=keep, ACTIVATION=experts.activation,
+        **_constants(tile, columns, inner, rows_RD.dtype),
     )  # fmt: skip
     return a_RF, h_RG
 
 
 def down_gradient(
     dO_RD: Tensor,
-    down: Tensor,
+    experts: ExpertWeights[Tensor],
     h_RG: Tensor,
     order_R: Tensor,
     weights_TK: Tensor,
-    activation: str,
-    gated: bool,
     partials_PG: Tensor | None,
     dots_BR: Tensor | None,
     schedule: Schedule,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
     """dh_RG and a'_RF = s a; partials_PG and the first rows of dots_BR are filled when given."""
-    _, inner, columns = down.shape
+    _, inner, columns = experts.down.shape
     dh_RG = torch.empty_like(h_RG)
     a_RF = h_RG.new_empty(h_RG.shape[0], columns)
-    stride_e, stride_k, stride_n = down.stride()
+    stride_e, stride_k, stride_n = experts.down.stride()
     down_gradient_kernel[grid(schedule, columns, tile)](
-        dO_RD, down, h_RG, order_R, weights_TK, dh_RG, a_RF, partials_PG, dots_BR, schedule.entries,
+        dO_RD, experts.down, h_RG, order_R, weights_TK, dh_RG, a_RF, partials_PG, dots_BR, schedule.entries,
         order_R.numel(), columns, inner, schedule.experts, stride_e, stride_n, stride_k,
-        GATED=gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
-        ACTIVATION=activation, **_constants(tile, columns, inner, dO_RD.dtype),
+        GATED=experts.gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
+        ACTIVATION=experts.activation, **_constants(tile, columns, inner, dO_RD.dtype),
     )  # fmt: skip
     return dh_RG, a_RF
 

@@ -22,8 +22,17 @@ from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, to_ragged_indices
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from moe_codegen_kernels.gpu.epilogues import activate, activate_with_slope, partial_index, ragged_tile, split_columns
+from moe_codegen_kernels.gpu.epilogues import (
+    activate,
+    activate_with_slope,
+    bias_of,
+    partial_index,
+    ragged_tile,
+    split_columns,
+    swept,
+)
 from moe_codegen_kernels.gpu.routing import Schedule
+from moe_codegen_kernels.records import ExpertWeights
 from moe_codegen_kernels.tiles import Tile
 
 
@@ -96,9 +105,7 @@ def linear_kernel(
             False, K_INNERMOST, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if HAS_BIAS:
-            column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
-            bias_N = tl.load(bias_ptr + expert.to(tl.int64) * N + column_N, mask=column_N < N, other=0.0)
-            acc += bias_N.to(tl.float32)[None, :]
+            acc += bias_of(bias_ptr, expert, n * BLOCK_N + tl.arange(0, BLOCK_N), N)
         store_rows(out_desc, row, end, 0, n * BLOCK_N, acc)
 
 
@@ -120,15 +127,14 @@ def up_kernel(
             GATED, True, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
-        bias_ptrs = bias_ptr + expert.to(tl.int64) * (G * N) + column_N if HAS_BIAS else None
         if HAS_BIAS:
-            h += tl.load(bias_ptrs, mask=column_N < N, other=0.0).to(tl.float32)[None, :]
+            h += bias_of(bias_ptr, G * expert, column_N, N)
         if KEEP:
             store_rows(h_desc, row, end, 0, n * BLOCK_N, h)
         a = activate(h, ACTIVATION)
         if GATED:
             if HAS_BIAS:
-                value += tl.load(bias_ptrs + N, mask=column_N < N, other=0.0).to(tl.float32)[None, :]
+                value += bias_of(bias_ptr, G * expert + 1, column_N, N)
             if KEEP:
                 store_rows(h_desc, row, end, 1, n * BLOCK_N, value)
             a *= value
@@ -214,12 +220,8 @@ def ragged_k_kernel(
         expert = tl.load(schedule_ptr + 1 + step // tiles)
         start = tl.load(offsets_ptr + expert)
         rows = tl.load(offsets_ptr + expert + 1) - start
-        tile = step % tiles
-        group = tile // (GROUP_M * num_n_tiles)
-        group_m = tl.minimum(num_m_tiles - group * GROUP_M, GROUP_M)
-        inside = tile - group * GROUP_M * num_n_tiles
-        m = (group * GROUP_M + inside % group_m) * BLOCK_M
-        n = (inside // group_m) * BLOCK_N
+        m_tile, n_tile = swept(step % tiles, num_m_tiles, num_n_tiles, GROUP_M)
+        m, n = m_tile * BLOCK_M, n_tile * BLOCK_N
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for row in range(0, rows, BLOCK_K):
             left = load_rows(left_desc, start, rows, row, m, BLOCK_K, BLOCK_M)
@@ -256,28 +258,25 @@ def up(
     rows_RD: Tensor,
     order_R: None,
     top_k: int,
-    up: Tensor,
-    bias_EG: Tensor | None,
-    activation: str,
-    gated: bool,
+    experts: ExpertWeights[Tensor],
     keep: bool,
     schedule: Schedule,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
     """a_RF and h_RG (empty unless `keep`)."""
     assert order_R is None
-    _, grown, inner = up.shape
-    halves = 2 if gated else 1
+    _, grown, inner = experts.up.shape
+    halves = 2 if experts.gated else 1
     rows, columns = rows_RD.shape[0], grown // halves
     h_RG = rows_RD.new_empty((rows, grown) if keep else (0,))
     a_RF = rows_RD.new_empty(rows, columns)
     tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
     up_kernel[_grid(schedule, tiles, tile)](
-        _rows_descriptor(rows_RD, tile), _matrices_descriptor(up, True, tile), bias_EG,
+        _rows_descriptor(rows_RD, tile), _matrices_descriptor(experts.up, True, tile), experts.up_bias,
         _ragged_descriptor(h_RG, halves, tile.block_m, tile.block_n) if keep else None,
         _ragged_descriptor(a_RF, 1, tile.block_m, tile.block_n), schedule.entries,
         columns, inner, schedule.experts,
-        HAS_BIAS=bias_EG is not None, GATED=gated, KEEP=keep, ACTIVATION=activation,
+        HAS_BIAS=experts.up_bias is not None, GATED=experts.gated, KEEP=keep, ACTIVATION=experts.activation,
         **_constants(schedule, tile),
     )  # fmt: skip
     return a_RF, h_RG
@@ -285,31 +284,29 @@ def up(
 
 def down_gradient(
     dO_RD: Tensor,
-    down: Tensor,
+    experts: ExpertWeights[Tensor],
     h_RG: Tensor,
     order_R: Tensor,
     weights_TK: Tensor,
-    activation: str,
-    gated: bool,
     partials_PG: Tensor | None,
     dots_BR: Tensor | None,
     schedule: Schedule,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
     """dh_RG and a'_RF = s a; partials_PG and the first rows of dots_BR are filled when given."""
-    _, inner, columns = down.shape
-    halves = 2 if gated else 1
+    _, inner, columns = experts.down.shape
+    halves = 2 if experts.gated else 1
     dh_RG = torch.empty_like(h_RG)
     a_RF = h_RG.new_empty(h_RG.shape[0], columns)
     tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
     box = (tile.block_m, tile.block_n // 2)  # the epilogue takes a tile's columns in halves
     down_gradient_kernel[_grid(schedule, tiles, tile)](
-        _rows_descriptor(dO_RD, tile), _matrices_descriptor(down.mT, False, tile),
+        _rows_descriptor(dO_RD, tile), _matrices_descriptor(experts.down.mT, False, tile),
         _ragged_descriptor(h_RG, halves, *box), order_R, weights_TK, _ragged_descriptor(dh_RG, halves, *box),
         _ragged_descriptor(a_RF, 1, *box), partials_PG, dots_BR,
         schedule.entries, order_R.numel(), columns, inner, schedule.experts,
-        GATED=gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
-        ACTIVATION=activation, **_constants(schedule, tile),
+        GATED=experts.gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
+        ACTIVATION=experts.activation, **_constants(schedule, tile),
     )  # fmt: skip
     return dh_RG, a_RF
 

@@ -58,11 +58,12 @@ def _block(data_N: np.ndarray, offsets: np.ndarray) -> Shingles:
         grams += hashes_W[place : place + count]
     first = np.searchsorted(starts_W, offsets)
     words = np.diff(first)
+    within = np.ones(count, bool)
+    crossing = (first[1:, None] - np.arange(1, NGRAM)).ravel()  # they begin in one file and end in another
+    within[crossing[(crossing >= 0) & (crossing < count)]] = False
+    grams_G = (_mix(grams) >> _HALF).astype(np.uint32)[within]
     lengths = np.maximum(words - NGRAM + 1, 0)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    # n-grams that begin in one file and end in another are left out
-    inside = np.repeat(first[:-1] - offsets[:-1], lengths) + np.arange(int(offsets[-1]))
-    grams_G = (_mix(grams)[inside] >> _HALF).astype(np.uint32)
     for start, end in pairwise(offsets.tolist()):
         grams_G[start:end].sort()
     once = np.ones(len(grams_G), bool)
@@ -89,13 +90,13 @@ def _hash_words(padded: np.ndarray, starts_W: np.ndarray, ends_W: np.ndarray) ->
     """A 64-bit hash of each word's first `_LONGEST` bytes and its length, eight bytes at a time."""
     eights = np.ndarray((len(padded) - 8,), "<u8", padded.data, 1, (1,))
     lengths = ends_W - starts_W
-    hashes = _mix((eights[starts_W] & _MASKS[np.minimum(lengths, 8)]) + lengths.astype(np.uint64) * _STEP)
+    hashes = _mix((eights[starts_W] & _MASKS.take(lengths, mode="clip")) + lengths.astype(np.uint64) * _STEP)
     longer = np.flatnonzero(lengths > 8)
     for done in range(8, _LONGEST, 8):
         if not len(longer):
             break
         rest = lengths[longer] - done
-        hashes[longer] = _mix(hashes[longer] ^ (eights[starts_W[longer] + done] & _MASKS[np.minimum(rest, 8)]))
+        hashes[longer] = _mix(hashes[longer] ^ (eights[starts_W[longer] + done] & _MASKS.take(rest, mode="clip")))
         longer = longer[rest > 8]
     return hashes
 

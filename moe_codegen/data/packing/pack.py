@@ -107,7 +107,7 @@ def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings)
     languages: list[int] = []
     order: list[int] = []
     names: dict[str, int] = {}
-    output = UnitOutput(folder, number, unit.layout.schema, ())
+    output = UnitOutput(folder, number, unit.layout.schema, {})
     with _token_path(folder, number).open("wb") as file:
         for batch in unit.batches():
             sound, _, dropped = split_sound(batch)

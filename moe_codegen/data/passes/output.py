@@ -1,7 +1,7 @@
 """What a unit gives: Parquet shards in row groups of bounded size, and the log of its dropped rows."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,22 @@ from moe_codegen.data.rows.batch import Dropped, each_text
 ROW_GROUP_BYTES = 16 << 20
 
 
-class UnitOutput:
-    """What one unit gives: shards (one in each of `folders`), the log of its dropped rows, and their tally."""
+def part_name(number: int) -> str:
+    """What a unit's shard is called."""
+    return f"part-{number:05d}.parquet"
 
-    def __init__(self, folder: Path, number: int, schema: pa.Schema, folders: tuple[str, ...] = ("",)) -> None:
+
+class UnitOutput:
+    """What one unit gives: shards, the log of its dropped rows, and their tally.
+
+    `shards` are the names under `folder` of the files that `keep` writes into, by what it calls them.
+    """
+
+    def __init__(self, folder: Path, number: int, schema: pa.Schema, shards: Mapping[str, str] | None = None) -> None:
         self.tally = Tally()
-        name = f"part-{number:05d}"
-        self._writers = {into: ShardWriter(folder, str(Path(into, f"{name}.parquet")), schema) for into in folders}
-        self._log_path = folder / "dropped" / f"{name}.jsonl"
+        shards = {"": part_name(number)} if shards is None else shards
+        self._writers = {into: ShardWriter(folder, name, schema) for into, name in shards.items()}
+        self._log_path = (folder / "dropped" / part_name(number)).with_suffix(".jsonl")
         self._log: list[str] = []
         self._log_path.unlink(missing_ok=True)
 
@@ -61,7 +69,8 @@ class UnitOutput:
 def finished(rows: pa.RecordBatch) -> pa.RecordBatch:
     """`rows` as they are written: `content` as text, and `size` and `hexsha` filled in where the source had none."""
     contents = rows.column("content")
-    filled = {"content": contents.cast(pa.string()), "size": pc.binary_length(contents).cast(pa.int64())}
+    # Not looked through again for what is no UTF-8: `split_sound` has put that aside.
+    filled = {"content": contents.cast(pa.string(), safe=False), "size": pc.binary_length(contents).cast(pa.int64())}
     hashes = rows.column("hexsha")
     if hashes.null_count:
         computed = map(xxhash.xxh3_128_hexdigest, each_text(contents))

@@ -1,161 +1,117 @@
-"""A corpus of real code from public source packages, so that a figure measured on one can be measured again.
+"""`corpus`: real code from public source packages, so that a figure measured on one can be measured again.
 
-Packages are fetched with their registries' own clients (`pip download`, `npm pack`, `apt-get source`) as they are set
-up on this machine, unpacked and never built or run; then cleaned, deduplicated, and capped by package and language.
+Packages are fetched, cleaned and deduplicated in `OUT/.work`; then a random part of each language is taken, in which no
+package has more than its share.
 """
 
-import lzma
-import re
-import shutil
-import subprocess
-import sys
-import tarfile
 import tomllib
-import zipfile
-import zlib
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from moe_codegen.data.deduplication.dedup import dedup
 from moe_codegen.data.filtering.clean import clean
-from moe_codegen.data.filtering.filters import CleanSettings
-from moe_codegen.data.passes.stage import Record
+from moe_codegen.data.passes.output import UnitOutput
+from moe_codegen.data.passes.progress import advance
+from moe_codegen.data.passes.stage import OUTPUT, WORK, Record, Stage, run_stage
+from moe_codegen.data.passes.tally import merged
+from moe_codegen.data.pipeline.fetch import KINDS, fetch_packages
 from moe_codegen.data.reading.settings import SourceSettings
-from moe_codegen.data.reading.sources import CHECKOUTS, open_source
-from moe_codegen.errors import ConfigError, OutputError, SourceError
-
-COLUMNS = ("repo", "path", "content")
-_FETCH = {  # commands that end in the name of a package
-    # A wheel is unpacked and not built: no code of the package runs.
-    "pypi": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest=."],
-    "npm": ["npm", "pack", "--silent", "--ignore-scripts"],
-    "debian": ["apt-get", "source", "--download-only", "--tar-only", "--quiet"],
-}
-_ARCHIVES = (".whl", ".zip", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
+from moe_codegen.data.reading.sources import CHECKOUTS, Source, open_source
+from moe_codegen.data.rows.batch import Dropped
+from moe_codegen.data.rows.schema import SCHEMA
+from moe_codegen.errors import ConfigError, SourceError
+from moe_codegen.settings import check_between, setting, settings_from
 
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """How much of each language, and how much of that from one package."""
+    """What a corpus is made of, how much of each language, and how much of that from one package."""
 
-    megabytes: float = 50.0
-    package_share: float = 0.2
+    pypi: tuple[str, ...] = setting((), "packages of PyPI, such as django or django==5.2")
+    npm: tuple[str, ...] = setting((), "packages of npm, such as eslint or eslint@9.1")
+    debian: tuple[str, ...] = setting((), "source packages of Debian, such as zlib or zlib=1:1.3")
+    folders: tuple[str, ...] = setting((), "checkouts that are there already", is_path=True)
+    megabytes: float = setting(50.0, "MB of text a language")
+    package_share: float = setting(0.2, "most of it from one package")
+
+    def __post_init__(self) -> None:
+        check_between(self, 0, 1, "package_share")
 
 
-def read_packages(path: str | Path) -> dict[str, list[str]]:
-    """Packages by kind, from TOML: `pypi = ["django==5.2"]`, `npm = [...]`, `debian = [...]`, `folders = [...]`.
+def read_corpus_settings(path: str | Path) -> CorpusSettings:
+    """The settings in a TOML file, to which `folders` are relative.
 
-    `folders` are checkouts that are there already. Raises `ConfigError` for an unknown kind or an unreadable file.
+    Raises `ConfigError` for what is unknown, of another type, or no TOML.
     """
     try:
-        named = tomllib.loads(Path(path).read_text())
+        settings = settings_from(CorpusSettings, tomllib.loads(Path(path).read_text()), str(path))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
-    unknown = sorted(set(named) - set(_FETCH) - {"folders"})
-    if unknown:
-        raise ConfigError(f"unknown kind `{unknown[0]}` in {path}; the kinds are {', '.join(_FETCH)}, folders")
-    return named
+    return replace(settings, folders=tuple(str(Path(path).parent / folder) for folder in settings.folders))
 
 
-def build_corpus(
-    packages: dict[str, list[str]], out: str | Path, settings: CorpusSettings, *, num_proc: int = 1, quiet: bool = True
-) -> dict[str, Record]:
-    """Write `LANGUAGE.parquet` with the columns repo, path and content to `out`; returns files and bytes by language.
+def build_corpus(settings: CorpusSettings, out: str | Path, *, num_proc: int = 1, quiet: bool = True) -> Record:
+    """Write `LANGUAGE.parquet`, a file a language, to `out`; returns the manifest.
 
-    Packages already in `out/packages` are not fetched again. Raises `SourceError` for all those that their clients do
-    not give, once each has been tried.
+    Raises `SourceError` for all packages that their clients do not give, once each has been tried; run again, it goes
+    on with those.
     """
-    out = Path(out)
-    checkouts = out / "packages"
-    checkouts.mkdir(parents=True, exist_ok=True)
-    for folder in packages.get("folders", ()):
-        if not (checkouts / Path(folder).name).exists():
-            (checkouts / Path(folder).name).symlink_to(Path(folder).resolve(), target_is_directory=True)
-    failed = []
-    wanted = [(kind, name) for kind in _FETCH for name in packages.get(kind, ())]
-    for kind, name in wanted:
-        try:
-            _fetch(kind, name, checkouts)
-        except SourceError as error:
-            failed.append(str(error))
-    if failed:
-        advice = (
-            f"{len(failed)} of {len(wanted)} packages could not be fetched; run again, or take them out of the list"
-        )
-        raise SourceError("\n".join([advice, *dict.fromkeys(failed)]))
-    repositories = open_source(checkouts, SourceSettings(layout=CHECKOUTS))  # some packages hold tables for their tests
-    clean(repositories, out / "clean", CleanSettings(), num_proc=num_proc, quiet=quiet)
-    dedup(open_source(out / "clean"), out / "dedup", num_proc=num_proc, quiet=quiet)
-    return _cap(out / "dedup", out, settings)
+    made_of = Source(str(Path(out, WORK, "dedup")), (), SCHEMA, has_licenses=True)  # not there yet
+    return run_stage("corpus", made_of, out, settings, corpus_body, num_proc=num_proc, quiet=quiet)
 
 
-def _fetch(kind: str, name: str, checkouts: Path) -> None:
-    """Fetch and unpack one package into a folder of its name, which exists only once it is whole."""
-    unversioned = re.split("(?<=.)[=@]", name)[0]  # django==5.2, zlib=1:1.3, eslint@9.1, @types/node@20
-    target = checkouts / f"{kind}-{unversioned.removeprefix('@').replace('/', '-')}"
-    if target.exists():
-        return
-    partial = target.with_name(f".{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    command = [*_FETCH[kind], name]
-    try:
-        subprocess.run(command, cwd=partial, check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise SourceError(f"{command[0]} is not installed, which fetches {kind} packages") from error
-    except subprocess.CalledProcessError as error:
-        raise SourceError(f"`{' '.join(command)}` failed: {error.stderr.strip()[-300:]}") from error
-    for archive in [path for path in sorted(partial.iterdir()) if path.name.endswith(_ARCHIVES)]:
-        _unpack(archive, partial)
-        archive.unlink()
-    partial.rename(target)
+def corpus_body(stage: Stage) -> tuple[Record, list[Record]]:
+    """Fetch, `clean`, `dedup`, and take of each language its part."""
+    settings, packages = stage.settings, stage.work / "packages"
+    fetch_packages({kind: getattr(settings, kind) for kind in KINDS}, packages, quiet=stage.quiet)
+    for folder in map(Path, settings.folders):
+        if not folder.is_dir():
+            raise SourceError(f"{folder} is no folder; `folders` names checkouts")
+        link = packages / folder.resolve().name
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+    checkouts = open_source(packages, SourceSettings(layout=CHECKOUTS))  # some packages hold tables for their tests
+    clean(checkouts, stage.work / "clean", num_proc=stage.num_proc, quiet=stage.quiet)
+    dedup(open_source(stage.work / "clean"), stage.work / "dedup", num_proc=stage.num_proc, quiet=stage.quiet)
+    left = open_source(stage.source.name)
+    records = stage.map(OUTPUT, take_unit, settings, over=[left], total=left.nbytes)
+    return {"tally": merged(records).record()}, records
 
 
-def _unpack(archive: Path, into: Path) -> None:
-    """The plain files of an archive; raises `SourceError` where it is damaged."""
-    try:
-        if archive.suffix in (".whl", ".zip"):
-            with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(into)
-        else:
-            with tarfile.open(archive) as tarred:
-                tarred.extractall(into, filter=_without_links)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise SourceError(f"{archive.name} cannot be unpacked: {error}") from error
+def take_unit(source: Source, number: int, folder: Path, settings: CorpusSettings) -> Record:
+    """Write what is taken of `source` to a file for each language."""
+    taken = dict(_take(Path(source.name), settings))
+    files = {language: f"{language}.parquet" for language in sorted(set(taken.values()))}
+    output = UnitOutput(folder, number, source.schema, files)
+    for batch in (batch for unit in source.units for batch in unit.batches()):
+        is_taken = np.array([file in taken for file in batch.rows.column("hexsha").to_pylist()], bool)
+        kept = batch.rows.filter(pa.array(is_taken))
+        for language in kept.column("language").unique().to_pylist():
+            output.keep(kept.filter(pc.equal(kept.column("language"), language)), language)
+        left = np.flatnonzero(~is_taken).tolist()
+        output.drop(Dropped.of(batch, dict.fromkeys(left, "beyond_share")))
+        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, kept.num_rows)
+    return output.close()
 
 
-def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
-    """Links are not read later, and some that packages hold lead out of the archive."""
-    return tarfile.data_filter(member, into) if member.isreg() or member.isdir() else None
-
-
-def _cap(source: Path, out: Path, settings: CorpusSettings) -> dict[str, Record]:
-    """Take files in a random order that their contents fix, until a package or the language has its share."""
+def _take(folder: Path, settings: CorpusSettings) -> Iterator[tuple[str, str]]:
+    """Hash and language of each file taken, in an order as random as hashes, until a package or language is full."""
     budget = settings.megabytes * 1e6
-    rows: dict[str, list[tuple[int, str, str, str]]] = defaultdict(list)
-    for path in sorted(source.glob("*.parquet")):
-        table = pq.read_table(path, columns=["language", *COLUMNS])
-        for row in table.to_pylist():
-            order = xxhash.xxh64_intdigest(row["content"].encode())
-            rows[row["language"]].append((order, row["repo"], row["path"], row["content"]))
-    if not rows:
-        raise OutputError(f"nothing of the packages was left in {source}; its dropped rows say why")
-    accounts: dict[str, Record] = {}
-    for language, files in sorted(rows.items()):
-        taken: list[tuple[str, str, str]] = []
-        used: dict[str, int] = defaultdict(int)
-        for _, repo, path_in_repo, content in sorted(files):
-            size = len(content.encode())
-            if used[repo] + size <= settings.package_share * budget and sum(used.values()) + size <= budget:
-                used[repo] += size
-                taken.append((repo, path_in_repo, content))
-        columns = dict(zip(COLUMNS, map(list, zip(*taken, strict=True)), strict=True)) if taken else {}
-        if columns:
-            pq.write_table(pa.table(columns), out / f"{language}.parquet", compression="zstd", row_group_size=1024)
-            accounts[language] = {"files": len(taken), "bytes": sum(used.values())}
-    return accounts
+    columns = ["hexsha", "language", "repo", "size"]
+    files = pa.concat_tables([pq.read_table(path, columns=columns) for path in sorted(folder.glob("*.parquet"))])
+    of_language: dict[str, int] = defaultdict(int)
+    of_package: dict[tuple[str, str], int] = defaultdict(int)
+    for file in files.sort_by("hexsha").to_pylist():
+        language, size = file["language"], file["size"]
+        package = (language, file["repo"])
+        if of_package[package] + size <= settings.package_share * budget and of_language[language] + size <= budget:
+            of_package[package] += size
+            of_language[language] += size
+            yield file["hexsha"], language

@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from moe_codegen.data.deduplication.shingles import shingles
-from moe_codegen.data.passes.output import UnitOutput
+from moe_codegen.data.passes.output import UnitOutput, part_name
 from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.passes.tally import merged
@@ -104,7 +104,8 @@ def _part(folder: Path, number: int) -> Path:
 def divide_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, index_folder: Path) -> Record:
     """Write a unit's rows to their side of the split, without the training files that are like a validation file."""
     index = HeldOutIndex.open(index_folder)
-    output = UnitOutput(folder, number, unit.layout.schema, (TRAIN, VALIDATION))
+    sides = {side: f"{side}/{part_name(number)}" for side in (TRAIN, VALIDATION)}
+    output = UnitOutput(folder, number, unit.layout.schema, sides)
     for batch in unit.batches():
         sound, _, dropped = split_sound(batch)
         held = _to_validation(sound, settings)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe_codegen.data.deduplication.dedup import DedupSettings, dedup, find_duplicates
-from moe_codegen.data.deduplication.signatures import ShingleFile, Signatures
+from moe_codegen.data.deduplication.signatures import ShingleFile, ShingleStore, Signatures
 from moe_codegen.data.reading.sources import open_source
 from moe_codegen.errors import ConfigError
 from tests.data.deduplication.test_shingles import grams
@@ -104,15 +104,31 @@ def test_every_band_is_looked_at_and_every_file_of_a_bucket_against_its_best(tmp
     for band in range(4):
         keys[2 * band : 2 * band + 2, band] = 10**6
     keys[8:, 2] = 10**7
+    found = duplicates(tmp_path, sets, keys, settings)
+    assert found == [(1, 0), (3, 2), (5, 4), (7, 6), (9, 8), (10, 8), (11, 8), (12, 8)]
+
+
+def test_distant_files_of_one_bucket_are_each_compared_once(tmp_path, monkeypatch):
+    """They make no cluster, in which all would be compared with all: a bucket by chance costs what its size is."""
+    compared = []
+    real = ShingleStore.jaccard
+    monkeypatch.setattr(ShingleStore, "jaccard", lambda *pair: compared.append(pair[1:]) or real(*pair))
+    sets = [np.arange(100, dtype=np.uint32) + 1000 * file for file in range(20)]
+    assert duplicates(tmp_path, sets, np.zeros((20, 1), np.uint64), DedupSettings(bands=1)) == []
+    assert compared == [(0, file) for file in range(1, 20)]
+
+
+def duplicates(folder, sets, keys, settings):
+    """(file, the better one it is dropped for) of files of these shingles, a hundred each, and band keys."""
+    files = len(sets)
     rows = np.arange(files)
     content = np.stack([rows, rows], axis=1).astype(np.uint64)
-    Signatures(rows, content, files - rows, np.full(files, 500), keys, np.full(files, 100)).save(tmp_path, 0)
-    with ShingleFile(tmp_path, 0) as store:
+    Signatures(rows, content, files - rows, np.full(files, 500), keys, np.full(files, 100)).save(folder, 0)
+    with ShingleFile(folder, 0) as store:
         store.append(np.concatenate([np.sort(some) for some in sets]))
-    find_duplicates(tmp_path, tmp_path / "verdicts", ["unit"], settings)
-    with np.load(tmp_path / "verdicts" / "00000.npz") as verdict:
-        found = list(zip(verdict["rows"].tolist(), verdict["of_row"].tolist(), strict=True))
-    assert found == [(1, 0), (3, 2), (5, 4), (7, 6), (9, 8), (10, 8), (11, 8), (12, 8)]
+    find_duplicates(folder, folder / "verdicts", ["unit"], settings)
+    with np.load(folder / "verdicts" / "00000.npz") as verdict:
+        return list(zip(verdict["rows"].tolist(), verdict["of_row"].tolist(), strict=True))
 
 
 def test_an_empty_source(tmp_path):

@@ -12,6 +12,7 @@ from moe_codegen.data.packing.fim import find_sentinels
 from moe_codegen.data.packing.mixture import mixture_weights, passes, repeated
 from moe_codegen.data.packing.pack import PackSettings, pack
 from moe_codegen.data.packing.tokenizer import TokenizerSettings, load_encoder, make_tokenizer
+from moe_codegen.data.passes.stage import read_manifest
 from moe_codegen.data.reading.sources import open_source
 from moe_codegen.errors import ConfigError, TokenizerError
 from tests.data.inputs import code, read, row, tree, write
@@ -92,7 +93,7 @@ def test_padding_is_at_most_half_a_percent(tmp_path, tokenizer):
     assert manifest["padding_fraction"] == pytest.approx(padded / (512 * manifest["sequences"]))
 
 
-def test_workers_windows_and_kills_change_nothing(tmp_path, tokenizer):
+def test_workers_change_nothing_and_the_seed_does(tmp_path, tokenizer):
     rows = [row(seed) for seed in range(200)]
     settings = PackSettings(tokenizer, 256)
     pack(source(tmp_path, rows), tmp_path / "one", settings)
@@ -100,6 +101,31 @@ def test_workers_windows_and_kills_change_nothing(tmp_path, tokenizer):
     pack(source(tmp_path, rows), tmp_path / "three", PackSettings(tokenizer, 256, seed=1))
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     assert read(tmp_path / "one") != read(tmp_path / "three")
+
+
+class Stop(Exception):
+    """What the test raises in a chosen pass."""
+
+
+@pytest.mark.parametrize(("name", "at"), [("tokenize_unit", 1), ("write_sequences", 0)])
+def test_stopped_in_either_pass_it_goes_on_to_the_same_bytes(tmp_path, tokenizer, monkeypatch, name, at):
+    read_from = source(tmp_path, [row(seed) for seed in range(40)])
+    pack(read_from, tmp_path / "whole", PackSettings(tokenizer, 256))
+    real = getattr(pack_module, name)
+
+    def stopping(unit, number, *arguments):
+        record = real(unit, number, *arguments)
+        if number == at:
+            raise Stop
+        return record
+
+    monkeypatch.setattr(pack_module, name, stopping)
+    with pytest.raises(Stop):
+        pack(read_from, tmp_path / "stopped", PackSettings(tokenizer, 256))
+    monkeypatch.setattr(pack_module, name, real)
+    assert read_manifest(tmp_path / "stopped") is None
+    pack(read_from, tmp_path / "stopped", PackSettings(tokenizer, 256))
+    assert tree(tmp_path / "stopped") == tree(tmp_path / "whole")
 
 
 def test_fill_in_the_middle_uses_the_sentinels_and_text_cannot_forge_them(tmp_path, tokenizer):

@@ -10,6 +10,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks.ahead_of_time import gpu_without_device
 from benchmarks.shapes import LayerShape
 from moe_codegen_kernels.gpu import layer, routing
+from moe_codegen_kernels.records import RoutingPlan
 
 SMALL = LayerShape("small", 128, 256, 4, 2, "gelu_tanh", gated=False, bias=True)
 
@@ -46,11 +47,10 @@ def test_no_host_synchronisation(fake_gpu, architecture, tokens):
     hidden_TD = torch.empty(tokens, SMALL.model, dtype=torch.bfloat16, device="fakegpu")
     logits_TE = torch.empty(tokens, SMALL.experts, device="fakegpu")
     weights_TK, ids_TK = routing.route(logits_TE, SMALL.top_k, True)
-    weights = SMALL.weights(torch.bfloat16, "fakegpu")
-    kind = (SMALL.activation, SMALL.gated)
-    layer.expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, *kind, False, False, gpu)
-    _, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, *weights, *kind, True, True, gpu)
-    layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, *weights, *kept, *kind, [True] * 6, gpu)
+    experts = SMALL.weights(torch.bfloat16, "fakegpu")
+    layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, False, False, gpu)
+    _, h_RG, *plan = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, True, True, gpu)
+    layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, experts, h_RG, RoutingPlan(*plan), [True] * 6, gpu)
     assert "ragged_k_kernel" in fake_gpu
 
 

@@ -1,14 +1,28 @@
-"""`tune` keeps the tile that was fastest, and the next call uses it."""
+"""`tune` keeps the tile that was fastest, and the next call uses it; other processes compile what it times."""
+
+import json
+from concurrent.futures import Executor, Future
 
 import pytest
 import torch
-from triton.runtime.errors import OutOfResources
+import triton
 
 from benchmarks.ahead_of_time import compiling_for, gpu_without_device
 from moe_codegen.cli.tune import tune as tune_verb
 from moe_codegen.errors import ConfigError
 from moe_codegen_kernels import tiles, tune
-from moe_codegen_kernels.tune import LayerSize
+from moe_codegen_kernels.gpu.no_device import current_gpu
+from moe_codegen_kernels.tiles import Tile
+from moe_codegen_kernels.trials import LayerSize, Trial, compile_one, compile_pool
+
+
+class _InThisProcess(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, function, *arguments):
+        done = Future()
+        done.set_result(function(*arguments))
+        return done
 
 
 @pytest.fixture(autouse=True)
@@ -19,51 +33,96 @@ def _own_cache(monkeypatch, tmp_path):
     tiles.buckets_of.cache_clear()
 
 
+def _trial(architecture, size, tokens=1024):
+    """As `tune` makes it, of the bucket that is there."""
+    gpu = gpu_without_device(architecture)
+    before = tiles.choose(gpu, 2, tokens * size.top_k, size.experts, tma_fits=True)
+    return Trial(size, tokens, before.path, before.block_m, gpu.processors, *current_gpu()), before
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The (gemm, tile) that were asked for; nothing is compiled, and a call of a GEMM says which tile it has."""
+    seen = []
+    monkeypatch.setattr(tune, "compile_one", lambda trial, gemm, tile: seen.append((gemm, tile)))
+    monkeypatch.setattr(Trial, "calls", lambda self, device: {gemm: lambda tile: tile for gemm in self.size.gemms})
+    with compiling_for("sm_90"):
+        yield seen
+
+
+def _pretend(call):
+    tile = call()
+    return 1.0 if (tile.block_n, tile.block_k, tile.stages) == (64, 32, 4) and tile.flatten else 2.0
+
+
 @pytest.mark.parametrize("gated", [False, True])
-def test_the_fastest_tile_is_kept_and_used(monkeypatch, gated):
-    timed = []
-
-    def pretend(run, tile, measure):
-        timed.append(tile)
-        return 1.0 if (tile.block_n, tile.block_k, tile.stages) == (64, 32, 4) and tile.flatten else 2.0
-
-    monkeypatch.setattr(tune, "_time", pretend)
-    gemms = {"up_gated" if gated else "up", "linear", "down_gradient", "ragged_k"}
-    monkeypatch.setattr(tune, "_runs", lambda *arguments: dict.fromkeys(gemms))
+def test_the_fastest_tile_is_kept_and_used(compiled, gated):
     gpu = gpu_without_device("sm_90")
     size = LayerSize(64, 128, 4, 2, gated, torch.bfloat16)
-    found = tune.tune(size, 1024, gpu, device="cpu")
-    assert {f.gemm for f in found} == gemms
+    found = tune.tune(size, 1024, gpu, _InThisProcess(), device="cpu", measure=_pretend)
+    assert {f.gemm for f in found} == {"up_gated" if gated else "up", "linear", "down_gradient", "ragged_k"}
     assert all(f.after_ms == 1.0 and f.before_ms == 2.0 for f in found)
     bucket = tiles.choose(gpu, 2, 2048, 4, tma_fits=True)
     assert bucket.rows_per_expert == 512
     assert (bucket.linear.block_n, bucket.linear.block_k, bucket.linear.flatten) == (64, 32, True)
-    assert len(set(timed)) > 40
+    assert 100 < len(compiled) < 250
+    assert len(set(compiled)) > 80
+
+
+def test_a_finished_search_is_not_repeated(compiled):
+    gpu = gpu_without_device("sm_90")
+    size = LayerSize(64, 128, 4, 2, False, torch.bfloat16)
+    assert tune.tune(size, 1024, gpu, _InThisProcess(), device="cpu", measure=_pretend)
+    before = len(compiled)
+    assert tune.tune(size, 1024, gpu, _InThisProcess(), device="cpu", measure=_pretend) == []
+    assert len(compiled) == before
+    assert tune.tune(size, 512, gpu, _InThisProcess(), device="cpu", measure=_pretend)
+
+
+def test_a_search_cut_short_keeps_the_best_so_far_and_goes_on_next_time(compiled):
+    gpu = gpu_without_device("sm_90")
+    size = LayerSize(64, 128, 4, 2, False, torch.bfloat16)
+    shipped = tiles.choose(gpu, 2, 2048, 4, tma_fits=True)
+    found = tune.tune(size, 1024, gpu, _InThisProcess(), seconds=0, device="cpu", measure=_pretend)
+    assert [f.after for f in found] == [shipped.up, shipped.linear, shipped.down_gradient, shipped.ragged_k]
+    found = tune.tune(size, 1024, gpu, _InThisProcess(), device="cpu", measure=_pretend)
+    assert all(f.after_ms == 1.0 for f in found)
+    table = json.loads(tiles.cache_path(gpu).read_text())
+    assert [record["rows_per_expert"] for record in table["16-bit"]] == [512]
 
 
 @pytest.mark.parametrize(("architecture", "gated"), [("sm_90", True), ("sm_80", False)])  # by TMA, by pointer
 def test_every_gemm_is_run_as_it_will_be(architecture, gated):
     """One candidate of each GEMM through the real launchers."""
     with compiling_for(architecture) as recorder:
-        gpu = gpu_without_device(architecture)
-        before = tiles.choose(gpu, 2, 2048, 4, tma_fits=True)
-        runs = tune._runs(
-            LayerSize(64, 128, 4, 2, gated, torch.bfloat16), 1024, before.path, before.block_m, gpu, "cpu"
-        )
-        for gemm, run in runs.items():
-            assert (
-                tune._time(lambda tile, run=run: run(tile), getattr(before, gemm), lambda call: call() is not None)
-                == 1.0
-            )
+        trial, before = _trial(architecture, LayerSize(64, 128, 4, 2, gated, torch.bfloat16))
+        for gemm, call in trial.calls("cpu").items():
+            assert trial.candidates(gemm, getattr(before, gemm))[0] == getattr(before, gemm)
+            call(getattr(before, gemm))
     names = [launch.name for launch in recorder.launches]
     assert names == ["schedule_kernel", "up_kernel", "linear_kernel", "down_gradient_kernel", "ragged_k_kernel"]
 
 
-def test_a_tile_that_does_not_fit_is_passed_over():
-    def too_large(tile):
-        raise OutOfResources(300_000, 232_448, "shared memory")
+def test_what_another_process_compiled_is_found_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    hits = []
+    monkeypatch.setattr(
+        triton.knobs.compilation, "listener", lambda *, src, cache_hit, **_: hits.append((src.name, cache_hit))
+    )
+    tile = Tile(64, 64, 32, 4, 3)
+    with compiling_for("sm_90"):
+        trial, _ = _trial("sm_90", LayerSize(64, 128, 4, 2, False, torch.bfloat16), tokens=100)
+        with compile_pool() as pool:
+            assert pool.submit(compile_one, trial, "linear", tile).result() is None
+        trial.calls("cpu")["linear"](tile)
+    assert ("linear_kernel", True) in hits
 
-    assert tune._time(too_large, None, lambda call: call()) == float("inf")
+
+def test_a_tile_that_does_not_fit_is_passed_over():
+    with compiling_for("sm_80"):
+        trial, _ = _trial("sm_80", LayerSize(64, 128, 4, 2, False, torch.bfloat16))
+        assert "OutOfResources" in compile_one(trial, "linear", Tile(128, 128, 64, 8, 6))
+        assert not any(tile.block_n == 256 for tile in trial.candidates("up_gated", Tile(128, 256, 64, 8, 3))[1:])
 
 
 def test_without_a_gpu_the_verb_says_what_it_needs():

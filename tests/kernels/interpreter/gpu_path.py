@@ -4,6 +4,7 @@ import torch
 
 from moe_codegen_kernels import tiles
 from moe_codegen_kernels.gpu import layer
+from moe_codegen_kernels.records import ExpertWeights, RoutingPlan
 from moe_codegen_kernels.tiles import Bucket, Gpu, Tile
 
 GPU = Gpu("sm_90", processors=3, name="interpreter")  # fewer than there are tiles: programs must walk
@@ -24,17 +25,20 @@ def use_tiles(monkeypatch, path: str) -> None:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, activation, gated, recompute, *tensors):
-        out_TD, *kept = layer.expert_ffn(*tensors, activation, gated, True, not recompute, GPU)
-        hidden_TD, _, weights_TK, *weights = tensors
+        hidden_TD, ids_TK, weights_TK, *weights = tensors
+        experts = ExpertWeights(*weights, activation, gated)
+        out_TD, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, True, not recompute, GPU)
         ctx.save_for_backward(hidden_TD, weights_TK, *weights, *kept)
-        ctx.options = activation, gated
+        ctx.kind = activation, gated
         return out_TD
 
     @staticmethod
     def backward(ctx, grad_TD):
-        saved = ctx.saved_tensors
-        needs = [x is not None for x in saved[:6]]
-        gradients = layer.expert_ffn_backward(grad_TD, *saved, *ctx.options, needs, GPU)
+        hidden_TD, weights_TK, *weights, h_RG, order_R, inverse_R, offsets_E = ctx.saved_tensors
+        needs = [True, True, *(x is not None for x in weights)]
+        experts, plan = ExpertWeights(*weights, *ctx.kind), RoutingPlan(order_R, inverse_R, offsets_E)
+        kept_RG = h_RG if h_RG.numel() else None
+        gradients = layer.expert_ffn_backward(grad_TD, hidden_TD, weights_TK, experts, kept_RG, plan, needs, GPU)
         hidden, *others = (g if needed else None for g, needed in zip(gradients, needs, strict=True))
         return None, None, None, hidden, None, *others
 

@@ -8,6 +8,7 @@ import torch
 
 from moe_codegen_kernels.gpu import decode, layer, pointer, tma
 from moe_codegen_kernels.gpu.routing import Schedule
+from moe_codegen_kernels.records import RoutingPlan
 from moe_codegen_kernels.tiles import Tile
 from tests.kernels.interpreter.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
 from tests.kernels.problems import (
@@ -81,11 +82,11 @@ def test_repeats_are_bitwise_equal(path):
 def test_a_frozen_expert_costs_the_others_nothing(path):
     problem = make_problem().to(torch.float16)
     everything = outputs_and_gradients(expert_ffn_on_gpu_path, problem)
-    _, *kept = layer.expert_ffn(*problem.arguments(), "gelu_tanh", False, True, True, GPU)
-    hidden_TD, _, *others = problem.arguments()
+    experts = problem.experts()
+    _, h_RG, *plan = layer.expert_ffn(*problem.routed(), experts, True, True, GPU)
     needs = [True, True, False, False, False, False]
     d_hidden, d_weights, *rest = layer.expert_ffn_backward(
-        problem.grad_TD, hidden_TD, *others, *kept, "gelu_tanh", False, needs, GPU
+        problem.grad_TD, problem.hidden_TD, problem.weights_TK, experts, h_RG, RoutingPlan(*plan), needs, GPU
     )
     assert torch.equal(d_hidden, everything["d_hidden_TD"])
     assert torch.equal(d_weights, everything["d_weights_TK"])
@@ -99,7 +100,7 @@ def test_decode(load, gated, experts):
     truth_TD = oracle.expert_ffn(*problem.arguments(), activation="gelu_tanh", gated=gated)
     rounded = problem.to(torch.float16)
     eager_TD = eager_expert_ffn(*rounded.arguments(), activation="gelu_tanh", gated=gated)
-    out_TD, *kept = layer.expert_ffn(*rounded.arguments(), "gelu_tanh", gated, False, False, GPU)
+    out_TD, *kept = layer.expert_ffn(*rounded.routed(), rounded.experts(), False, False, GPU)
     assert all(x.numel() == 0 for x in kept)
     assert relative_error(out_TD, truth_TD) <= 1.5 * relative_error(eager_TD, truth_TD)
 
@@ -109,7 +110,8 @@ def test_decode_takes_over_only_where_it_serves(monkeypatch):
     calls = []
     monkeypatch.setattr(decode, "expert_ffn", lambda *a: calls.append(a[0].shape[0]) or a[0])
     for tokens in (64, 65):
-        layer.expert_ffn(*make_problem(tokens).to(torch.float16).arguments(), "relu", False, False, False, GPU)
+        problem = make_problem(tokens).to(torch.float16)
+        layer.expert_ffn(*problem.routed(), problem.experts(), False, False, GPU)
     assert calls == [64]
 
 

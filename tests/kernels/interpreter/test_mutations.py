@@ -14,15 +14,15 @@ MUTATIONS = [
     (pointer, "is_row_M = row_M < end", "is_row_M = row_M < end + 1"),
     (pointer, "matrices_ptr + expert.to(tl.int64) * stride_e", "matrices_ptr + (expert ^ 1) * stride_e"),
     (pointer, "column_N, N, BLOCK_M), acc, mask=mask)", "column_N, N, BLOCK_M), acc * (n > 0), mask=mask)"),
-    (pointer, "acc += bias_N.to(tl.float32)[None, :]", "pass"),
-    (pointer, "h += tl.load(bias_ptrs", "h += 0.0 * tl.load(bias_ptrs"),
+    (pointer, "acc += bias_of(", "acc += 0.0 * bias_of("),
+    (pointer, "h += bias_of(", "h += 0.0 * bias_of("),
     (pointer, "s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0)", "s = tl.load(weights_ptr + slot_M)"),
     (pointer, "left_mask = is_row_K[None, :] if EVEN else is_row_K[None, :] &", "left_mask ="),
     (pointer, "a = tl.load(row_ptrs, mask=is_k_K[None, :], other=0.0)", "a = tl.load(row_ptrs)"),
     (tma, "to_ragged_indices(row, end - row, 0)", "to_ragged_indices(row, end - row + 1, 0)"),
     (tma, "matrices_desc.load([expert, n, k])", "matrices_desc.load([expert ^ 1, n, k])"),
     (tma, "end, 0, n * BLOCK_N, acc)", "end, 0, n * BLOCK_N, acc * (n > 0))"),
-    (tma, "acc += bias_N.to(tl.float32)[None, :]", "pass"),
+    (tma, "acc += bias_of(", "acc += 0.0 * bias_of("),
     (tma, "acc = tl.where(is_row_M[:, None], acc, 0.0)", "pass"),
     (tma, "to_ragged_indices(start, rows, row)", "to_ragged_indices(start, rows + 1, row)"),
     (rows, "column_N < tl.where(row < end, N, 0)", "column_N < N"),
@@ -65,9 +65,10 @@ def test_the_check_sees(monkeypatch, tmp_path, module, right, wrong):
     ("right", "wrong"),
     [
         ("is_k_K = k + k_K < K", "is_k_K = k + k_K < K - 1"),
-        ("(ids_R == expert) & (row_R < index)", "(ids_R == expert) & (row_R <= index)"),
-        ("(part * EXPERTS + expert) * T + token)", "(part * EXPERTS + expert) * T)"),
-        ("tl.where(part == 0, N, 0)", "N"),
+        ("slot_T, BLOCK_T * TOP_K)) == tl.program_id(0)", "slot_T, BLOCK_T * TOP_K)) < tl.program_id(0)"),
+        ("(part * T * TOP_K + slot) * N", "(part * T * TOP_K + token) * N"),
+        ("tl.where(part == 0, bias_of(bias_ptr, expert, column_N, N), 0.0)", "bias_of(bias_ptr, expert, column_N, N)"),
+        ("tl.min(tl.where(ids == expert", "tl.max(tl.where(ids == expert"),
         ("a *= value", "pass"),
     ],
 )
@@ -75,7 +76,7 @@ def test_decode_mutations(tmp_path, right, wrong):
     problem = make_problem(tokens=3, experts=9, gated=True).to(torch.float16)
     truth_TD = oracle.expert_ffn(*problem.to(torch.float64).arguments(), activation="gelu_tanh", gated=True)
     error = {
-        module: relative_error(module.expert_ffn(*problem.arguments(), "gelu_tanh", True, GPU), truth_TD)
+        module: relative_error(module.expert_ffn(*problem.routed(), problem.experts(), GPU), truth_TD)
         for module in (decode, _mutated(decode, right, wrong, tmp_path))
     }
     right_error, wrong_error = error.values()
