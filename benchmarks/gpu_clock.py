@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 FLUSHED_BYTES = 256 * 2**20  # more than any L2 cache holds
+FLUSH_MICROSECONDS = 30  # no GPU writes them faster
 STREAMED_BYTES = 4 * 2**30
 PEAK_EXTENT = 8192
 
@@ -28,7 +29,11 @@ class Limits(NamedTuple):
 
 
 def quantiles_of(step: Callable[[], Any], repeats: int, device: str, graph: bool = False) -> Quantiles:
-    """Times of `step`, or of its CUDA graph, after three runs; on a GPU by events, with L2 written over between."""
+    """Times of `step`, or of its CUDA graph, after three runs; on a GPU by events, with L2 written over between.
+
+    L2 is written over until the host is ahead of the device, as it is in the middle of a model: what launching costs is
+    `host_microseconds`.
+    """
     for _ in range(3):
         step()
     if device != "cuda":
@@ -36,9 +41,11 @@ def quantiles_of(step: Callable[[], Any], repeats: int, device: str, graph: bool
     else:
         step = _captured(step) if graph else step
         flush = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
+        flushes = 1 + int(host_microseconds(step, 5) / FLUSH_MICROSECONDS)
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
         for start, end in events:
-            flush.zero_()  # long enough for the host to be ahead of the device when `start` is reached
+            for _ in range(flushes):
+                flush.zero_()
             start.record()
             step()
             end.record()
@@ -80,14 +87,17 @@ def limits_of(device: str, repeats: int) -> Limits:
 
 
 def _captured(step: Callable[[], Any]) -> Callable[[], None]:
-    """`step` as a CUDA graph; it must have run before, on a side stream too, as capture wants it."""
+    """`step` as a CUDA graph; it must have run before, on a side stream too, as capture wants it.
+
+    A capture that fails leaves its stream current: the outer `with` goes back.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         step()
     return graph.replay
 

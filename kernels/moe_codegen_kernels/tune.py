@@ -31,12 +31,13 @@ class Found:
 
 
 def milliseconds(run: Callable[[], Any]) -> float:
-    """Median time of `run` on the current GPU, by events, after a warm-up."""
+    """Median time of `run` on the current GPU, by events, after a warm-up; each behind another, so not the host's."""
     for _ in range(3):
         run()
     times = []
     for _ in range(10):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        run()
         start.record()
         run()
         end.record()

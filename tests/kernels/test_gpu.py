@@ -36,9 +36,6 @@ pytestmark = [
 ]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# The vendor's library cuts a long sum of float32 into parts, which err less than our one chain does: 2.7 times less at
-# 600 terms in eight parts. What 16 bits round away hides that.
-SLACK = {torch.bfloat16: 1.5, torch.float16: 1.5, torch.float32: 3}
 SIZES = {"pointer": {"tokens": 150, "model": 136, "hidden": 200}, "tma": {"tokens": 1500, "model": 256, "hidden": 512}}
 
 
@@ -46,7 +43,7 @@ SIZES = {"pointer": {"tokens": 150, "model": 136, "hidden": 200}, "tma": {"token
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("load", LOADS)
 def test_no_worse_than_eager_for_every_load(load, size, dtype):
-    check_against_oracle(expert_ffn, make_problem(**SIZES[size], load=load).on("cuda"), dtype, SLACK[dtype])
+    check_against_oracle(expert_ffn, make_problem(**SIZES[size], load=load).on("cuda"), dtype)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -75,7 +72,7 @@ def test_decode(tokens, experts, dtype):
     rounded = problem.to(dtype)
     error = relative_error(expert_ffn(*rounded.arguments(), **kind), truth_TD)
     eager = relative_error(eager_expert_ffn(*rounded.arguments(), **kind), truth_TD)
-    assert error <= max(SLACK[dtype] * eager, torch.finfo(dtype).eps)
+    assert error <= max(1.5 * eager, torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("size", SIZES)

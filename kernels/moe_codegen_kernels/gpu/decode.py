@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_codegen_kernels.gpu.epilogues import activate, bias_of
+from moe_codegen_kernels.gpu.epilogues import activate, add_product, bias_of
 from moe_codegen_kernels.records import ExpertWeights
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu, precision_of
 
@@ -77,10 +77,10 @@ def decode_up_kernel(
         is_k_K = k + k_K < K
         x = tl.load(x_ptrs, mask=is_row_T[:, None] & is_k_K[None, :], other=0.0)
         mask = is_k_K[:, None] & (column_N < N)[None, :]
-        h = tl.dot(x, tl.load(up_ptrs, mask=mask, other=0.0), h, input_precision=PRECISION)
+        h = add_product(h, x, tl.load(up_ptrs, mask=mask, other=0.0), PRECISION)
         if GATED:
             second = tl.load(up_ptrs + tl.cast(N, tl.int64) * stride_n, mask=mask, other=0.0)
-            value = tl.dot(x, second, value, input_precision=PRECISION)
+            value = add_product(value, x, second, PRECISION)
         x_ptrs += BLOCK_K
         up_ptrs += BLOCK_K
     if HAS_BIAS:
@@ -116,7 +116,7 @@ def decode_down_kernel(
         is_k_K = k + k_K < K
         a = tl.load(a_ptrs, mask=is_row_T[:, None] & is_k_K[None, :], other=0.0)
         mask = is_k_K[:, None] & (column_N < N)[None, :]
-        y = tl.dot(a, tl.load(down_ptrs, mask=mask, other=0.0), y, input_precision=PRECISION)
+        y = add_product(y, a, tl.load(down_ptrs, mask=mask, other=0.0), PRECISION)
         a_ptrs += BLOCK_K
         down_ptrs += BLOCK_K
     if HAS_BIAS:

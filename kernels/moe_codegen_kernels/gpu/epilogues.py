@@ -1,4 +1,4 @@
-"""What the GEMM kernels share: the activations in float32, and which rows and columns a program owns."""
+"""What the GEMM kernels share: activations and sums in float32, and which rows and columns a program owns."""
 
 import triton
 import triton.language as tl
@@ -51,6 +51,17 @@ def activate_with_slope(x, ACTIVATION: tl.constexpr):
         f = tl.maximum(x, 0.0)
         slope = tl.where(x > 0.0, 1.0, 0.0)
     return f, slope
+
+
+@triton.jit
+def add_product(acc, a, b, PRECISION: tl.constexpr):
+    """acc + a @ b. Exact float32 sums a step's terms apart: one chain over all of K errs several times as much."""
+    if a.dtype == tl.float32 and PRECISION == "ieee":
+        # The last argument does nothing here but keep Triton from making it one chain again.
+        acc += tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=1)
+    else:
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit

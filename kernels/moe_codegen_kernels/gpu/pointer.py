@@ -25,6 +25,7 @@ from torch import Tensor
 from moe_codegen_kernels.gpu.epilogues import (
     activate,
     activate_with_slope,
+    add_product,
     bias_of,
     partial_index,
     ragged_tile,
@@ -75,13 +76,13 @@ def accumulate(
             mask = is_k_K[:, None] & (column_N < N)[None, :]
             a = tl.load(row_ptrs, mask=is_k_K[None, :], other=0.0)
             b = tl.load(matrix_ptrs, mask=mask, other=0.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = add_product(acc, a, b, PRECISION)
         if PAIR:
             if EVEN:
                 b = tl.load(matrix_ptrs + pair_distance)
             else:
                 b = tl.load(matrix_ptrs + pair_distance, mask=mask, other=0.0)
-            second = tl.dot(a, b, second, input_precision=PRECISION)
+            second = add_product(second, a, b, PRECISION)
         row_ptrs += BLOCK_K
         matrix_ptrs += BLOCK_K * stride_k
     return acc, second
@@ -253,7 +254,7 @@ def ragged_k_kernel(
         right_mask = is_row_K[:, None] if EVEN else is_row_K[:, None] & (n_N < N)[None, :]
         left = tl.load(left_ptrs, mask=left_mask, other=0.0)
         right = tl.load(right_ptrs, mask=right_mask, other=0.0)
-        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        acc = add_product(acc, left, right, PRECISION)
         left_ptrs += BLOCK_K * tl.cast(M, tl.int64)
         right_ptrs += BLOCK_K * tl.cast(N, tl.int64)
     address = expert * M * N + m_M.to(tl.int64)[:, None] * N + n_N[None, :]

@@ -98,9 +98,16 @@ def test_row_addresses_are_64_bit(architecture):
     else [("sm_89", 64)],
 )
 @pytest.mark.parametrize("shape", ["santacoder", "mixtral-8x7b"] if VERIFY_ALL else ["mixtral-8x7b"])
-def test_float32_fits(architecture, rows_per_expert, shape):
+def test_float32_fits_and_sums_each_step_apart(architecture, rows_per_expert, shape):
     for kernel in _gemms(architecture, shape, rows_per_expert, torch.float32):
         assert kernel.metadata.shared <= SHARED_MEMORY_LIMIT[architecture]
+        (loop,) = (
+            body for body in re.findall(r"scf\.for.*?scf\.yield", kernel.asm["ttgir"], re.DOTALL) if "tt.dot" in body
+        )
+        added = set(re.findall(r"arith\.addf (%\S+), (%\S+) ", loop))
+        products = re.findall(r"(%\S+) = tt\.dot ", loop)
+        assert products
+        assert all(any(product in pair for pair in added) for product in products), "one chain over all of K"
 
 
 @pytest.mark.parametrize("few", [True, False])
