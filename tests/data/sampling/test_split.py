@@ -58,7 +58,7 @@ def test_a_file_without_repository_is_its_own(tmp_path):
 
 
 def test_a_share_that_is_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"validation=1\.5 should lie between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"validation=1\.5 should lie between 0 and 1 \(both excluded\)"):
         split(open_source(write(tmp_path / "in", [row(0)])), tmp_path / "out", SplitSettings(validation=1.5))
 
 
