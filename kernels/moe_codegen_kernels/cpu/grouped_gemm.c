@@ -30,7 +30,7 @@ enum {
     BLOCK_K = 256,         /* with CHUNK: a block of panels fits the L2 cache, one panel the L1 cache */
     BLOCK_ROWS = 96,       /* rows of x that stay in the L2 cache beside it */
     DIRECT_BYTES = 1 << 14, /* of a packed panel at a time, which with as much that follows fit the L1 cache */
-    LINE = 64,             /* bytes that memory sends at a time */
+    LINE = 4 * PANEL,      /* bytes asked for at a time: of AVX2 a cache line, of AVX-512 two that arrive together */
     PREFETCH_BYTES = 2048, /* how far ahead of the multiplication the packed weights of very few rows are asked for */
     WORTH_A_TEAM = 1 << 16 /* multiplications below which one thread is faster */
 };
