@@ -88,9 +88,11 @@ def _blocks(
         rank = np.arange(len(starts)) - np.searchsorted(file, file)
         paired = np.flatnonzero((rank % 2 == 0) & (np.append(file[1:], -1) == file)) if len(starts) else starts
         return starts[paired], starts[np.minimum(paired + 1, len(starts) - 1)] + len(closing)
-    closings = _find(data_N, closing, landmarks)
+    closings = np.append(_find(data_N, closing, landmarks), len(data_N))
     nearest = np.searchsorted(closings, starts + len(opening))
-    first = (np.diff(nearest, prepend=-1) > 0) & (nearest < len(closings))
+    closed = closings[nearest] < offsets[np.searchsorted(offsets, starts, side="right")]
+    starts, nearest = starts[closed], nearest[closed]
+    first = np.diff(nearest, prepend=-1) > 0
     return starts[first], closings[nearest[first]] + len(closing)
 
 

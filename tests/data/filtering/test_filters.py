@@ -160,3 +160,10 @@ def test_licenses_are_told_from_text(text, expected):
 def test_generated_markers_count_in_the_first_five_lines_only():
     assert reasons(CleanSettings(), row(0, content=code(0) + "# do not edit\n")) == []
     assert re.match("generated", reasons(CleanSettings(), row(0, content="\n\n# DO NOT EDIT\n" + code(0)))[0][0])
+
+
+def test_an_opening_that_its_file_does_not_close_hides_no_comment_of_the_next():
+    texts = [b'glob("src/*.c");\n', b"int a;  // one\n", b"/* two */ int b;\n"]
+    alone = [measure(pa.array([text], pa.binary()), ["cpp"]).comment_fraction[0] for text in texts]
+    assert alone == [0, 6 / 15, 9 / 17]
+    assert measure(pa.array(texts, pa.binary()), ["cpp"] * 3).comment_fraction.tolist() == alone
