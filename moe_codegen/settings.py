@@ -45,7 +45,7 @@ def check_between(settings: Any, low: float, high: float, *names: str, open_ende
     for name in names:
         value = getattr(settings, name)
         if value is not None and not (low < value < high if open_ended else low <= value <= high):
-            raise ConfigError(f"{name}={value} should lie between {low} and {high}")
+            raise ConfigError(f"{name}={value} should lie between {low} and {high}{' (both excluded)' * open_ended}")
 
 
 def default_of(field: dataclasses.Field) -> Any:

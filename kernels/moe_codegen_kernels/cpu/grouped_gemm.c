@@ -29,8 +29,9 @@ enum {
     CHUNK = 128,           /* columns a thread takes at a time */
     BLOCK_K = 256,         /* with CHUNK: a block of panels fits the L2 cache, one panel the L1 cache */
     BLOCK_ROWS = 96,       /* rows of x that stay in the L2 cache beside it */
-    DIRECT_K = 512,
-    PREFETCH_BYTES = 2048, /* how far ahead of the multiplication packed weights are asked for */
+    DIRECT_BYTES = 1 << 14, /* of a packed panel at a time, which with as much that follows fit the L1 cache */
+    LINE = 4 * PANEL,      /* bytes asked for at a time: of AVX2 a cache line, of AVX-512 two that arrive together */
+    PREFETCH_BYTES = 2048, /* how far ahead of the multiplication the packed weights of very few rows are asked for */
     WORTH_A_TEAM = 1 << 16 /* multiplications below which one thread is faster */
 };
 
@@ -70,23 +71,26 @@ INLINE vector load_row(int dtype, const struct matrices *w, long n, long k) {
 
 /* ---- register tiles: out[m][0 .. panels * PANEL) += x[m] . panels ---- */
 
-/* `beside` bytes lie between panels; `ahead` bytes are asked for before they are needed, 0 for what is in the cache. */
-INLINE void tile(int rows, int panels, int dtype, int ahead, const float *x, long x_stride, const char *w, long beside,
-                 long k_count, float *out, long out_stride) {
+/* `beside` bytes lie between panels. What is needed later is asked for meanwhile: from `next` on, a line for each `every`
+   values of k; NULL where everything is in the cache. */
+INLINE void tile(int rows, int panels, int dtype, const char *next, long every, const float *x, long x_stride,
+                 const char *w, long beside, long k_count, float *out, long out_stride) {
     vector sums[TILE_ROWS][MOST_PANELS][2];
     for (int m = 0; m < rows; m++)
         for (int p = 0; p < panels; p++) sums[m][p][0] = sums[m][p][1] = (vector){0};
-    for (long k = 0; k < k_count; k++) {
+    for (long k = 0, line; k < k_count;) {
+        for (int p = 0; next && p < panels; p++) __builtin_prefetch(next + p * beside);
+        next += next ? LINE : 0;
+        for (line = smaller(k + every, k_count); k < line; k++) {
 #pragma GCC unroll 4
-        for (int p = 0; p < panels; p++) {
-            const char *row = at(dtype, w + p * beside, k * PANEL);
-            vector values[2];
-            if (ahead) __builtin_prefetch(row + ahead);
-            load_panel(dtype, row, values);
+            for (int p = 0; p < panels; p++) {
+                vector values[2];
+                load_panel(dtype, at(dtype, w + p * beside, k * PANEL), values);
 #pragma GCC unroll 6
-            for (int m = 0; m < rows; m++) {
-                sums[m][p][0] += x[m * x_stride + k] * values[0];
-                sums[m][p][1] += x[m * x_stride + k] * values[1];
+                for (int m = 0; m < rows; m++) {
+                    sums[m][p][0] += x[m * x_stride + k] * values[0];
+                    sums[m][p][1] += x[m * x_stride + k] * values[1];
+                }
             }
         }
     }
@@ -98,18 +102,26 @@ INLINE void tile(int rows, int panels, int dtype, int ahead, const float *x, lon
         }
 }
 
-/* All rows against one panel, in tiles as even as they can be. */
-INLINE void tiles(int dtype, int ahead, const float *x, long x_stride, long rows, const void *w, long k_count,
+/* All rows against one panel, in tiles as even as they can be. While its panel comes `from_memory`, each tile asks for
+   its share of the one that follows it there, so that memory and arithmetic take their time at once. */
+INLINE void tiles(int dtype, int from_memory, const float *x, long x_stride, long rows, const char *w, long k_count,
                   float *out, long out_stride) {
-    for (long left = (rows + TILE_ROWS - 1) / TILE_ROWS, take; left > 0; left--, rows -= take) {
+    const long count = (rows + TILE_ROWS - 1) / TILE_ROWS, row_bytes = PANEL * bits_of(dtype) / 8;
+    const long every = from_memory ? count * LINE / row_bytes : k_count;
+    const char *next = w + k_count * row_bytes;
+    for (long left = count, take; left > 0; left--, rows -= take) {
         take = (rows + left - 1) / left;
         switch (take) {
-#define CASE(ROWS) case ROWS: tile(ROWS, 1, dtype, ahead, x, x_stride, w, 0, k_count, out, out_stride); break;
+#define CASE(ROWS) \
+    case ROWS: \
+        tile(ROWS, 1, dtype, from_memory ? next : NULL, every, x, x_stride, w, 0, k_count, out, out_stride); \
+        break;
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #undef CASE
         }
         x += take * x_stride;
         out += take * out_stride;
+        next += k_count * row_bytes / count;
     }
 }
 
@@ -235,19 +247,19 @@ INLINE void columns_of(int dtype, int layout, long expert, long rows, long n_cou
                      apart * k_count, depth, out + n, n_count, apart);
         }
     } else if (layout == PANELS && rows <= DIRECT_ROWS) {
-        long beside = k_count * PANEL * bits_of(dtype) / 8;
+        const long row_bytes = PANEL * bits_of(dtype) / 8, beside = k_count * row_bytes;
         for (long n = first, width; n < last; n += width) {
             long panels = (last - n) / PANEL;
             width = rows == 1 && panels >= 4 ? 4 * PANEL : rows <= 3 && panels >= 2 ? 2 * PANEL : PANEL;
-            for (long k = 0; k < k_count; k += DIRECT_K) {
+            for (long k = 0; k < k_count; k += DIRECT_BYTES / row_bytes) {
                 const float *x_k = x + k;
                 const char *w_k = at(dtype, w, n * k_count + k * PANEL);
-                long depth = smaller(DIRECT_K, k_count - k);
+                long depth = smaller(DIRECT_BYTES / row_bytes, k_count - k);
                 float *out_n = out + n;
 #define CASE(ROWS, PANELS) \
-    tile(ROWS, PANELS, dtype, PREFETCH_BYTES, x_k, k_count, w_k, beside, depth, out_n, n_count)
+    tile(ROWS, PANELS, dtype, w_k + PREFETCH_BYTES, LINE / row_bytes, x_k, k_count, w_k, beside, depth, out_n, n_count)
                 if (width == 4 * PANEL) CASE(1, 4);
-                else if (width == PANEL) tiles(dtype, PREFETCH_BYTES, x_k, k_count, rows, w_k, depth, out_n, n_count);
+                else if (width == PANEL) tiles(dtype, 1, x_k, k_count, rows, w_k, depth, out_n, n_count);
                 else if (rows == 1) CASE(1, 2);
                 else if (rows == 2) CASE(2, 2);
                 else CASE(3, 2);
@@ -263,7 +275,7 @@ INLINE void columns_of(int dtype, int layout, long expert, long rows, long n_cou
             for (long m = 0; m < rows; m += BLOCK_ROWS)
                 for (long n = first; n < last; n += PANEL)
                     tiles(FLOAT32, 0, x + m * k_count + k, k_count, smaller(BLOCK_ROWS, rows - m),
-                          scratch + (n - first) * BLOCK_K, depth, out + m * n_count + n, n_count);
+                          (const char *)(scratch + (n - first) * BLOCK_K), depth, out + m * n_count + n, n_count);
         }
     }
 }

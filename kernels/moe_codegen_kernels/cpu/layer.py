@@ -38,8 +38,9 @@ def expert_ffn(
         if keep_preactivation:
             h_RG[rows] = h_MG
         product(_activate(h_MG, some), some.down, some.down_bias, bounds, out_RN=y_RD[rows])
-    y_RD[int(offsets_E[-1]) :].zero_()
-    h_RG[int(offsets_E[-1]) :].zero_()
+    if (routed := int(offsets_E[-1])) < order_R.numel():
+        y_RD[routed:].zero_()
+        h_RG[routed:].zero_()
     return combine(y_RD, weights_TK, inverse_R, offsets_E, hidden_TD.dtype), h_RG, plan
 
 

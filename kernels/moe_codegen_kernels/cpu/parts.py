@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moe_codegen_kernels.cpu.products import outer_product, product, touched, wide
 
@@ -33,10 +34,11 @@ def combine(
     sums = wide(rows_RD.dtype)
     inverse_TK = inverse_R.view(weights_TK.shape)
     routed_TK = inverse_TK < offsets_E[-1]
-    weights_TK = weights_TK.to(sums) * routed_TK
-    inverse_TK = inverse_TK * routed_TK
-    out_TD = rows_RD.new_zeros(weights_TK.shape[0], rows_RD.shape[1], dtype=sums)
-    for choice in range(weights_TK.shape[1]):
-        chosen_TD = rows_RD.index_select(0, inverse_TK[:, choice]).to(sums)
-        out_TD.addcmul_(chosen_TD, weights_TK[:, choice, None])
+    # One bag of K rows for each token; a row of no expert is row 0, weighed with 0.
+    out_TD = F.embedding_bag(
+        inverse_TK * routed_TK,
+        rows_RD.to(sums),
+        mode="sum",
+        per_sample_weights=weights_TK.to(sums) * routed_TK,
+    )
     return out_TD.to(dtype or rows_RD.dtype)

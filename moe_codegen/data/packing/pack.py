@@ -22,7 +22,7 @@ from moe_codegen.data.packing.tokenizer import Encoder, load_encoder, vocabulary
 from moe_codegen.data.passes.output import ShardWriter, UnitOutput
 from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
-from moe_codegen.data.passes.tally import KEPT, merged
+from moe_codegen.data.passes.tally import KEPT, UNKNOWN, merged
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Dropped, split_sound
 from moe_codegen.errors import ConfigError
@@ -119,7 +119,7 @@ def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings)
                     continue
                 np.array(ids, np.uint32).tofile(file)
                 lengths.append(len(ids))
-                languages.append(names.setdefault(language or "unknown", len(names)))
+                languages.append(names.setdefault(language or UNKNOWN, len(names)))
                 order.append(xxhash.xxh64_intdigest(content, seed=settings.seed))
                 output.tally.add(KEPT, language, 1, len(content))
             output.drop([*dropped, *Dropped.of(sound, dict.fromkeys(failed, "tokenizer_failed"))])

@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
+from moe_codegen.data.passes.tally import UNKNOWN
 from moe_codegen.data.reading.sources import Source
 from moe_codegen.data.rows.batch import split_sound
 from moe_codegen.errors import ConfigError, TokenizerError
@@ -127,8 +128,8 @@ def _measure(source: Source, encoder: "Encoder") -> Record:
         texts = [content.decode() for content in rows.column("content").to_pylist()]
         for language, text, ids in zip(rows.column("language").to_pylist(), texts, encoder.encode(texts), strict=True):
             if ids is not None:
-                characters[language or "unknown"] += len(text)
-                tokens[language or "unknown"] += len(ids)
+                characters[language or UNKNOWN] += len(text)
+                tokens[language or UNKNOWN] += len(ids)
     return {name: characters[name] / max(tokens[name], 1) for name in sorted(tokens)}
 
 

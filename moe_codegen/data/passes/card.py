@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_codegen.data.passes.tables import markdown, stages_of
-from moe_codegen.data.passes.tally import KEPT, Record
+from moe_codegen.data.passes.tally import KEPT, UNKNOWN, Record
 
 CARD = "README.md"
 Splits = dict[str, str]  # split -> the pattern of its files, relative to the card
@@ -32,7 +32,7 @@ def write_card(folder: Path, configs: dict[str, Splits], manifests: Sequence[Rec
     from huggingface_hub import DatasetCardData
 
     stages, main = stages_of(manifests), manifests[0]
-    languages = sorted(set(main.get("tally", {}).get(KEPT, {})) - {"unknown"})
+    languages = sorted(set(main.get("tally", {}).get(KEPT, {})) - {UNKNOWN})
     header = DatasetCardData(
         language=["code"],
         license=_licenses(stages),
@@ -58,7 +58,7 @@ def _licenses(stages: list[Record]) -> list[str]:
     """The Hub's names of the licences in the last stage that counted them."""
     counted = [stage["licenses"] for stage in stages if "licenses" in stage]
     names = {name.lower() for joined in (counted[-1] if counted else ()) for name in joined.split(", ")}
-    return sorted(name if name in _HUB_LICENSES.split() else "other" for name in names) or ["unknown"]
+    return sorted({name if name in _HUB_LICENSES.split() else "other" for name in names}) or ["unknown"]
 
 
 def _size(rows: int) -> str:

@@ -22,7 +22,7 @@ from moe_codegen.data.passes.progress import Progress
 from moe_codegen.data.passes.tally import Record as Record
 from moe_codegen.data.passes.workers import Mapper, map_units
 from moe_codegen.data.reading.sources import Source, Unit
-from moe_codegen.errors import OutputError, ResumeError
+from moe_codegen.errors import ConfigError, OutputError, ResumeError
 from moe_codegen.settings import as_record
 
 MANIFEST = "manifest.json"
@@ -145,6 +145,9 @@ def run_stage(
                 pass  # what a killed run's last workers are still writing is theirs until they are done
             stage = Stage(verb, source, out, settings, num_proc, quiet, mapper)
             manifest = read_manifest(out) if stage.claim() else stage.finish(*body(stage))
+    except ConfigError:
+        shutil.rmtree(out / WORK)  # such settings end here each time, and the corrected ones are not to be refused
+        raise
     except filelock.Timeout as error:
         raise OutputError(f"another run is writing to {out}; wait for it, or give another folder") from error
     except OSError as error:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 KEPT = "kept"
+UNKNOWN = "unknown"  # the language of a row that names none
 Record = dict[str, Any]  # of a unit or of a whole run, as JSON holds it
 Counts = dict[str, dict[str, list[int]]]  # reason -> language -> [files, bytes]
 
@@ -19,7 +20,7 @@ class Tally:
 
     def add(self, reason: str, language: str | None, files: int, nbytes: int) -> None:
         """Count `files` files of `nbytes` bytes in all."""
-        entry = self._counts[reason][language or "unknown"]
+        entry = self._counts[reason][language or UNKNOWN]
         entry[0] += files
         entry[1] += nbytes
 

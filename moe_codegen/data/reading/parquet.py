@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from moe_codegen.data.rows.batch import BATCH_BYTES, Batch
 from moe_codegen.data.rows.conform import conform
-from moe_codegen.data.rows.schema import Layout, detect_layout
+from moe_codegen.data.rows.schema import Layout, detect_layout, missing_text
 from moe_codegen.errors import SourceError
 
 
@@ -49,7 +49,7 @@ def parquet_units(path: Path, root: Path, layout: Layout | None, unit_bytes: int
     layout = layout or detect_layout(names, name)
     content = layout.sources("content")[0]
     if content not in names:
-        detect_layout([], f"{name} ({', '.join(names)})")
+        raise missing_text(content, names, name)
     column = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == content), None)
     groups: list[int] = []
     first_row = rows = nbytes = 0

@@ -10,6 +10,8 @@ from moe_codegen.data.filtering.histograms import BINS
 from moe_codegen.data.passes.stage import Record
 from moe_codegen.data.passes.tally import KEPT
 
+_UNITS = {"size": " (bytes)", "avg_line_length": " (characters)", "max_line_length": " (characters)"}
+
 
 def draw(stages: list[Record], out: Path) -> list[str]:
     """Draw what the stages have to show into `out`; returns the names of the files."""
@@ -77,7 +79,7 @@ def _draw_histograms(stage: Record, path: Path) -> None:
         axis.stairs(stage["histograms"][name], edges, fill=True, alpha=0.7)
         axis.set_yscale("symlog")
         axis.set_xscale("log" if edges[-1] > 1 else "linear")
-        axis.set_xlabel(name.replace("_", " "))
+        axis.set_xlabel(name.replace("_", " ") + _UNITS.get(name, ""))
         axis.set_ylabel("files")
         for value in thresholds[name]:
             axis.axvline(value, color="tab:red", linestyle="--", linewidth=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moe_codegen.data.rows.schema import Layout
+from moe_codegen.data.rows.schema import Layout, missing_text
 from moe_codegen.errors import ColumnError
 from moe_codegen.languages import canonical_language, language_of_path
 
@@ -30,10 +30,7 @@ def conform(source: pa.RecordBatch, layout: Layout, origin: str) -> pa.RecordBat
         ]
         if field.name == "content":
             if not any(name in columns for name in names):
-                raise ColumnError(
-                    f"missing column `{names[0]}` (string) in {origin}; found {', '.join(columns)}. "
-                    "Name the column that holds the text: --columns content=YOUR_COLUMN"
-                )
+                raise missing_text(names[0], list(columns), origin)
             arrays.append(_text(*found[0], origin).cast(pa.binary()) if found else pa.nulls(rows, pa.binary()))
         elif not found:
             arrays.append(pa.nulls(rows, field.type))

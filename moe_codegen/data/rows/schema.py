@@ -144,7 +144,12 @@ def detect_layout(present: Sequence[str], origin: str) -> Layout:
                 carried = {column: kind for column, kind in LAYOUTS["the-stack"].carried.items() if column in present}
                 return Layout(name, {column: column for column in layout.columns if column in present}, carried)
             return layout
-    raise ColumnError(
-        f"missing column `content` (string) in {origin}; found {', '.join(present) or 'no columns'}. "
+    raise missing_text("content", present, origin)
+
+
+def missing_text(column: str, present: Sequence[str], origin: str) -> ColumnError:
+    """What to raise where the file `origin` lacks the column of the text."""
+    return ColumnError(
+        f"missing column `{column}` (string) in {origin}; found {', '.join(present) or 'no columns'}. "
         "Name the column that holds the text: --columns content=YOUR_COLUMN"
     )

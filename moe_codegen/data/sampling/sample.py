@@ -16,7 +16,7 @@ import xxhash
 from moe_codegen.data.passes.output import UnitOutput
 from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
-from moe_codegen.data.passes.tally import merged
+from moe_codegen.data.passes.tally import UNKNOWN, merged
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Dropped, split_sound
 from moe_codegen.data.sampling.sample_size import cluster_interval, intra_correlation, sample_size, variation_of
@@ -74,7 +74,7 @@ def survey_unit(unit: Unit, number: int, folder: Path, settings: SampleSettings)
         fields = (sound.rows.column(name).to_pylist() for name in ("language", "repo", "path", "content"))
         for row, language, repo, path, content in zip(numbers.tolist(), *fields, strict=True):
             columns["row"].append(first + row)
-            columns["language"].append(names.setdefault(language or "unknown", len(names)))
+            columns["language"].append(names.setdefault(language or UNKNOWN, len(names)))
             columns["repo"].append(xxhash.xxh64_intdigest((repo or f"file:{path}").encode()))
             columns["order"].append(xxhash.xxh64_intdigest(content, seed=settings.seed))
             columns["size"].append(len(content))

@@ -5,6 +5,7 @@ The search for near-duplicates across the split is exact, not by bands, which wo
 what the index of those shingles finds; both are parallel, and between them the index is built in one process.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from moe_codegen.data.deduplication.shingles import shingles
 from moe_codegen.data.passes.output import UnitOutput, part_name
 from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
-from moe_codegen.data.passes.tally import merged
+from moe_codegen.data.passes.tally import KEPT, UNKNOWN, merged
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Batch, Dropped, split_sound
 from moe_codegen.data.sampling.held_out import HeldOutIndex, build_index
@@ -49,15 +50,22 @@ def split(
 
 
 def _split(stage: Stage) -> tuple[Record, list[Record]]:
-    records = stage.map("held_out", hold_out_unit, stage.settings)
-    parts = [_part(stage.work / "held_out", number) for number in range(len(records))]
-    build_index(parts, [record["shingles"] for record in records], stage.work / "index")
+    held_out = stage.map("held_out", hold_out_unit, stage.settings)
+    parts = [_part(stage.work / "held_out", number) for number in range(len(held_out))]
+    build_index(parts, [record["shingles"] for record in held_out], stage.work / "index")
     records = stage.map(OUTPUT, divide_unit, stage.settings, stage.work / "index")
+    tally = merged(records).record()
+    if missing := sorted(set(tally.get(KEPT, {})).difference(*(record["languages"] for record in held_out))):
+        warnings.warn(
+            f"no file of {', '.join(missing)} went to validation, for lack of repositories; raise validation or take "
+            "another seed",
+            stacklevel=2,
+        )
     rows = {
         into: sum(s["rows"] for r in records for s in r["shards"] if s["name"].startswith(into))
         for into in (TRAIN, VALIDATION)
     }
-    return {"tally": merged(records).record(), "split_rows": rows}, records
+    return {"tally": tally, "split_rows": rows}, records
 
 
 def _to_validation(batch: Batch, settings: SplitSettings) -> np.ndarray:
@@ -82,19 +90,24 @@ def _sets(content: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hold_out_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings) -> Record:
-    """The shingles of the validation files of a unit."""
+    """The shingles of the validation files of a unit, and their languages."""
     values, sizes = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
+    languages: set[str] = set()
     for batch in unit.batches():
         sound, _, _ = split_sound(batch)
         held = _to_validation(sound, settings)
         if held.any():
-            some, offsets = _sets(sound.rows.column("content").filter(pa.array(held)))
+            chosen = sound.rows.filter(pa.array(held))
+            some, offsets = _sets(chosen.column("content"))
             values.append(some)
             sizes.append(np.diff(offsets))
+            languages.update(
+                name or UNKNOWN for name in sound.rows.column("language").filter(pa.array(held)).to_pylist()
+            )
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, int(held.sum()))
     joined = np.concatenate(values)
     np.savez(_part(folder, number), values=joined, sizes=np.concatenate(sizes))
-    return {"shingles": len(joined)}
+    return {"shingles": len(joined), "languages": sorted(languages)}
 
 
 def _part(folder: Path, number: int) -> Path:

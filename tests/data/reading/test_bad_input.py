@@ -91,6 +91,8 @@ def test_missing_content_names_column_file_and_what_is_there(tmp_path):
     write(tmp_path / "in", [{"path": "a.py", "text": "x"}])
     with pytest.raises(ColumnError, match=r"`content`.*data\.parquet.*path, text.*--columns content="):
         open_source(tmp_path / "in")
+    with pytest.raises(ColumnError, match=r"missing column `code` .*data\.parquet; found path, text\."):
+        open_source(tmp_path / "in", SourceSettings(columns=("content=code",)))
 
 
 @pytest.mark.parametrize(

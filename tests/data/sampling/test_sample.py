@@ -82,6 +82,8 @@ def test_languages_seed_and_workers(tmp_path):
     assert read(tmp_path / "one") != read(tmp_path / "three")
     with pytest.raises(ConfigError, match="no file in cobol; found c, java, python"):
         sample(source, tmp_path / "four", SampleSettings(languages=("cobol",)))
+    sample(source, tmp_path / "four", settings)  # the corrected command is not refused as another run's
+    assert tree(tmp_path / "four") == tree(tmp_path / "one")
     with pytest.raises(ConfigError, match=r"precision=1\.5 should lie between 0 and 1"):
         SampleSettings(precision=1.5)
 

@@ -58,10 +58,18 @@ def test_a_file_without_repository_is_its_own(tmp_path):
 
 
 def test_a_share_that_is_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"validation=1\.5 should lie between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"validation=1\.5 should lie between 0 and 1 \(both excluded\)"):
         split(open_source(write(tmp_path / "in", [row(0)])), tmp_path / "out", SplitSettings(validation=1.5))
 
 
 def test_a_source_without_text(tmp_path):
     manifest = split(open_source(write(tmp_path / "in", [row(0, content=None)])), tmp_path / "out")
     assert manifest["split_rows"] == {"train": 0, "validation": 0}
+
+
+def test_a_language_without_validation_is_said(tmp_path):
+    """Of few repositories of a language a small share may be none, and nothing could be measured on it."""
+    rows = [row(seed, repo=f"repo{seed}") for seed in range(40)] + [row(90, repo="only", language="java")]
+    source = open_source(write(tmp_path / "in", rows))
+    with pytest.warns(UserWarning, match=r"no file of java went to validation.*raise validation or take another seed"):
+        split(source, tmp_path / "out", SplitSettings(validation=0.3))
