@@ -71,12 +71,11 @@ class Trial:
         weights_TK = torch.rand(self.tokens, size.top_k, device=device)
         bounds_E = torch.arange(size.experts + 1, device=device) * rows // size.experts
         schedule = routing.tile_schedule(bounds_E.int(), rows, self.block_m, self.processors)
-        gather_R = order_R if self.path == "pointer" else None
         dots_BR = torch.empty(-(-size.hidden // SMALLEST_BLOCK_N), rows, device=device)
         partials_PG = gpu_module("rows").new_partials(schedule, grown)
         calls: tuple[Callable[[Tile], Any], ...] = (
-            lambda tile: gemms.up(x_RD, gather_R, 1, experts, True, schedule, tile),
-            lambda tile: gemms.linear(a_RF, None, 1, down, None, schedule, tile),
+            lambda tile: gemms.up(x_RD, order_R, 1, experts, True, schedule, tile),
+            lambda tile: gemms.linear(a_RF, down, None, schedule, tile),
             lambda tile: gemms.down_gradient(
                 x_RD, experts, h_RG, order_R, weights_TK, partials_PG, dots_BR, schedule, tile
             ),

@@ -4,8 +4,8 @@ forward:   routing_plan -> tile_schedule -> [gather] -> up (bias, activation) ->
 backward:  tile_schedule -> gather dO, x -> down_gradient -> ragged_k x2 -> linear (dx) -> combine;
            bias and routing-weight gradients from the partial sums the above leave behind
 
-TMA reads contiguous rows, so on that path x is gathered into a transient buffer first; pointers gather as
-they load. Nothing here reads a value from the device.
+TMA reads contiguous rows, so there `up` gathers x into a transient buffer first; pointers gather as they load.
+Nothing here reads a value from the device.
 
 T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k, R = T*K routed rows.
 """
@@ -48,13 +48,9 @@ def expert_ffn(
     bucket = choose(gpu, hidden_TD.element_size(), num_rows, count, fits)
     schedule = tile_schedule(offsets_E, num_rows, bucket.block_m, gpu.processors)
     gemms = GEMMS_OF[bucket.path]
-    if bucket.path == "tma":
-        source_RD, gather_R = rows.gather_rows(hidden_TD, order_R, offsets_E, top_k), None
-    else:
-        source_RD, gather_R = hidden_TD, order_R
     up_tile = bucket.up_gated if experts.gated else bucket.up
-    a_RF, h_RG = gemms.up(source_RD, gather_R, top_k, experts, keep_preactivation, schedule, up_tile)
-    y_RD = gemms.linear(a_RF, None, top_k, experts.down, experts.down_bias, schedule, bucket.linear)
+    a_RF, h_RG = gemms.up(hidden_TD, order_R, top_k, experts, keep_preactivation, schedule, up_tile)
+    y_RD = gemms.linear(a_RF, experts.down, experts.down_bias, schedule, bucket.linear)
     out_TD = rows.combine(y_RD, weights_TK, inverse_R.view(expert_ids_TK.shape), offsets_E)
     return out_TD, h_RG, *(plan if trains else no_plan(expert_ids_TK))
 
@@ -91,7 +87,7 @@ def expert_ffn_backward(
         x_RD = rows.gather_rows(hidden_TD, order_R, offsets_E, top_k)
     h_RG = preactivation_RG
     if h_RG is None:
-        h_RG = gemms.linear(x_RD, None, top_k, up, up_bias, schedule, bucket.linear)
+        h_RG = gemms.linear(x_RD, up, up_bias, schedule, bucket.linear)
 
     dots_BR = None
     gemm_dots = triton.cdiv(hidden, bucket.down_gradient.block_n)
@@ -123,7 +119,7 @@ def expert_ffn_backward(
     if needs_up:
         d_up = gemms.ragged_k(dh_RG, x_RD, schedule, bucket.ragged_k)
     if needs_hidden:
-        dx_RD = gemms.linear(dh_RG, None, top_k, up.mT, None, schedule, bucket.linear)
+        dx_RD = gemms.linear(dh_RG, up.mT, None, schedule, bucket.linear)
         d_hidden = rows.combine(dx_RD, None, inverse_R.view(weights_TK.shape), offsets_E)
     return d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias
 

@@ -20,7 +20,7 @@ def grouped_gemm(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, 
     bucket = choose(gpu, rows_RK.element_size(), rows, experts, fits)
     gemms = GEMMS_OF[bucket.path]
     schedule = tile_schedule(offsets_E, rows, bucket.block_m, gpu.processors)
-    out_RN = gemms.linear(rows_RK, None, 1, matrices_ENK, bias_EN, schedule, bucket.linear)
+    out_RN = gemms.linear(rows_RK, matrices_ENK, bias_EN, schedule, bucket.linear)
     row_R = torch.arange(rows, device=out_RN.device)
     return out_RN.masked_fill_((row_R >= offsets_E[-1])[:, None], 0)
 

@@ -6,7 +6,7 @@
               dh = s acc f'(h),  a' = s a,  partial dots <acc, a>,  partial column sums of dh
     ragged_k  out_EMN[e] = sum over the expert's rows of left_RM[r] right_RN[r]^T
 
-    order_R   int32  sorted row -> slot; read where rows are gathered in the load (GATHER)
+    order_R   int32  sorted row -> slot; `up` gathers each row's token in the load
     schedule  int32  see routing.py: which expert and rows each tile owns
     partials_PN, dots_BR  float32  see rows.py
 
@@ -38,14 +38,11 @@ from moe_codegen_kernels.tiles import Tile, precision_of
 
 
 @triton.jit
-def tile_rows(row, end, order_ptr, TOP_K: tl.constexpr, GATHER: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Which rows of the tile are the expert's, and the 64-bit source row of each."""
+def tile_rows(row, end, BLOCK_M: tl.constexpr):
+    """Which rows of the tile are the expert's, and the 64-bit row to read for each."""
     row_M = row + tl.arange(0, BLOCK_M)
     is_row_M = row_M < end
-    source_M = tl.where(is_row_M, row_M, row)
-    if GATHER:
-        source_M = tl.load(order_ptr + source_M) // TOP_K
-    return is_row_M, source_M.to(tl.int64)
+    return is_row_M, tl.where(is_row_M, row_M, row).to(tl.int64)
 
 
 @triton.jit
@@ -90,10 +87,8 @@ def accumulate(
 
 @triton.jit
 def linear_kernel(
-    rows_ptr, order_ptr, matrices_ptr, bias_ptr, out_ptr, schedule_ptr,
-    N, K, EXPERTS, stride_row, stride_e, stride_n, stride_k,
-    TOP_K: tl.constexpr, GATHER: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    rows_ptr, matrices_ptr, bias_ptr, out_ptr, schedule_ptr, N, K, EXPERTS, stride_e, stride_n, stride_k,
+    HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """One tile of out_RN."""
@@ -102,11 +97,11 @@ def linear_kernel(
     if tl.program_id(0) >= num_m_tiles * num_n_tiles:
         return
     expert, row, end, n = ragged_tile(tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
-    is_row_M, source_M = tile_rows(row, end, order_ptr, TOP_K, GATHER, BLOCK_M)
+    is_row_M, source_M = tile_rows(row, end, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     matrix_ptr = matrices_ptr + expert.to(tl.int64) * stride_e
     acc, _ = accumulate(
-        rows_ptr, matrix_ptr, source_M, column_N, N, K, stride_row, stride_n, stride_k, 0,
+        rows_ptr, matrix_ptr, source_M, column_N, N, K, K, stride_n, stride_k, 0,
         False, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     if HAS_BIAS:
@@ -117,9 +112,9 @@ def linear_kernel(
 
 @triton.jit
 def up_kernel(
-    rows_ptr, order_ptr, up_ptr, bias_ptr, h_ptr, a_ptr, schedule_ptr,
-    N, K, EXPERTS, stride_row, stride_e, stride_n, stride_k,
-    TOP_K: tl.constexpr, GATHER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x_ptr, order_ptr, up_ptr, bias_ptr, h_ptr, a_ptr, schedule_ptr,
+    N, K, EXPERTS, stride_x, stride_e, stride_n, stride_k,
+    TOP_K: tl.constexpr, HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr, KEEP: tl.constexpr, ACTIVATION: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
@@ -130,11 +125,12 @@ def up_kernel(
     if tl.program_id(0) >= num_m_tiles * num_n_tiles:
         return
     expert, row, end, n = ragged_tile(tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
-    is_row_M, source_M = tile_rows(row, end, order_ptr, TOP_K, GATHER, BLOCK_M)
+    is_row_M, sorted_M = tile_rows(row, end, BLOCK_M)
+    token_M = (tl.load(order_ptr + sorted_M) // TOP_K).to(tl.int64)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     up_ptr += expert.to(tl.int64) * stride_e
     h, value = accumulate(
-        rows_ptr, up_ptr, source_M, column_N, N, K, stride_row, stride_n, stride_k,
+        x_ptr, up_ptr, token_M, column_N, N, K, stride_x, stride_n, stride_k,
         tl.cast(N, tl.int64) * stride_n, GATED, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     G: tl.constexpr = 2 if GATED else 1
@@ -203,7 +199,7 @@ def down_gradient_kernel(
     if tl.program_id(0) >= num_m_tiles * num_n_tiles:
         return
     expert, row, end, n = ragged_tile(tl.program_id(0), num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
-    is_row_M, source_M = tile_rows(row, end, order_ptr, 1, False, BLOCK_M)
+    is_row_M, source_M = tile_rows(row, end, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     down_ptr += expert.to(tl.int64) * stride_e
     acc, _ = accumulate(
@@ -261,49 +257,39 @@ def ragged_k_kernel(
     tl.store(out_ptr + address, acc, mask=(m_M < M)[:, None] & (n_N < N)[None, :])
 
 
-def linear(
-    rows_RK: Tensor,
-    order_R: Tensor | None,
-    top_k: int,
-    matrices_ENK: Tensor,
-    bias_EN: Tensor | None,
-    schedule: Schedule,
-    tile: Tile,
-) -> Tensor:
-    """out_RN; with order_R the rows are gathered as they are loaded: rows_RK is then hidden_TD."""
+def linear(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, schedule: Schedule, tile: Tile) -> Tensor:
+    """out_RN; matrices may be transposed views."""
     _, columns, inner = matrices_ENK.shape
-    rows = rows_RK.shape[0] if order_R is None else order_R.numel()
-    out_RN = rows_RK.new_empty(rows, columns)
+    out_RN = rows_RK.new_empty(rows_RK.shape[0], columns)
     linear_kernel[grid(schedule, columns, tile)](
-        rows_RK, order_R, matrices_ENK, bias_EN, out_RN, schedule.entries,
-        columns, inner, schedule.experts, rows_RK.stride(0), *matrices_ENK.stride(),
-        TOP_K=top_k, GATHER=order_R is not None, HAS_BIAS=bias_EN is not None,
-        **_constants(tile, columns, inner, rows_RK.dtype),
+        rows_RK, matrices_ENK, bias_EN, out_RN, schedule.entries,
+        columns, inner, schedule.experts, *matrices_ENK.stride(),
+        HAS_BIAS=bias_EN is not None, **_constants(tile, columns, inner, rows_RK.dtype),
     )  # fmt: skip
     return out_RN
 
 
 def up(
-    rows_RD: Tensor,
-    order_R: Tensor | None,
+    hidden_TD: Tensor,
+    order_R: Tensor,
     top_k: int,
     experts: ExpertWeights[Tensor],
     keep: bool,
     schedule: Schedule,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
-    """a_RF and h_RG (empty unless `keep`); rows as in `linear`."""
+    """a_RF and h_RG (empty unless `keep`), each row's token gathered as it is loaded."""
     _, grown, inner = experts.up.shape
     columns = grown // 2 if experts.gated else grown
-    rows = rows_RD.shape[0] if order_R is None else order_R.numel()
-    h_RG = rows_RD.new_empty((rows, grown) if keep else (0,))
-    a_RF = rows_RD.new_empty(rows, columns)
+    rows = order_R.numel()
+    h_RG = hidden_TD.new_empty((rows, grown) if keep else (0,))
+    a_RF = hidden_TD.new_empty(rows, columns)
     up_kernel[grid(schedule, columns, tile)](
-        rows_RD, order_R, experts.up, experts.up_bias, h_RG, a_RF, schedule.entries,
-        columns, inner, schedule.experts, rows_RD.stride(0), *experts.up.stride(),
-        TOP_K=top_k, GATHER=order_R is not None, HAS_BIAS=experts.up_bias is not None,
+        hidden_TD, order_R, experts.up, experts.up_bias, h_RG, a_RF, schedule.entries,
+        columns, inner, schedule.experts, hidden_TD.stride(0), *experts.up.stride(),
+        TOP_K=top_k, HAS_BIAS=experts.up_bias is not None,
         GATED=experts.gated, KEEP=keep, ACTIVATION=experts.activation,
-        **_constants(tile, columns, inner, rows_RD.dtype),
+        **_constants(tile, columns, inner, hidden_TD.dtype),
     )  # fmt: skip
     return a_RF, h_RG
 

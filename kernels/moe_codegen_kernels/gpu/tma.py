@@ -32,6 +32,7 @@ from moe_codegen_kernels.gpu.epilogues import (
     swept,
 )
 from moe_codegen_kernels.gpu.routing import Schedule
+from moe_codegen_kernels.gpu.rows import gather_rows
 from moe_codegen_kernels.records import ExpertWeights
 from moe_codegen_kernels.tiles import Tile
 
@@ -230,17 +231,8 @@ def ragged_k_kernel(
         out_desc.store([expert, m, n], acc.to(out_desc.dtype).reshape(1, BLOCK_M, BLOCK_N))
 
 
-def linear(
-    rows_RK: Tensor,
-    order_R: None,
-    top_k: int,
-    matrices_ENK: Tensor,
-    bias_EN: Tensor | None,
-    schedule: Schedule,
-    tile: Tile,
-) -> Tensor:
-    """out_RN; rows_RK must be gathered already."""
-    assert order_R is None
+def linear(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, schedule: Schedule, tile: Tile) -> Tensor:
+    """out_RN; matrices may be transposed views."""
     _, columns, inner = matrices_ENK.shape
     out_RN = rows_RK.new_empty(rows_RK.shape[0], columns)
     tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
@@ -255,16 +247,16 @@ def linear(
 
 
 def up(
-    rows_RD: Tensor,
-    order_R: None,
+    hidden_TD: Tensor,
+    order_R: Tensor,
     top_k: int,
     experts: ExpertWeights[Tensor],
     keep: bool,
     schedule: Schedule,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
-    """a_RF and h_RG (empty unless `keep`)."""
-    assert order_R is None
+    """a_RF and h_RG (empty unless `keep`); each row's token is gathered first."""
+    rows_RD = gather_rows(hidden_TD, order_R, schedule.offsets_E, top_k)
     _, grown, inner = experts.up.shape
     halves = 2 if experts.gated else 1
     rows, columns = rows_RD.shape[0], grown // halves

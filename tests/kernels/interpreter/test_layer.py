@@ -128,7 +128,7 @@ def test_results_past_2_to_the_31_elements(gemms):
     schedule = Schedule(entries, offsets_E, 1, 16, 1)
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:
-        out_RN = gemms.linear(rows_RK, None, 1, matrices, None, schedule, Tile(16, 128, 16, 4, 2))
+        out_RN = gemms.linear(rows_RK, matrices, None, schedule, Tile(16, 128, 16, 4, 2))
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = True
     assert out_RN.numel() > 2**31
