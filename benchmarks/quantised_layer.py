@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Result:
     """Each layer in turn for each number of tokens; other experts are chosen each time, so none is in a cache."""
     shape = SHAPES[options.shape]
-    up, up_bias, down, down_bias = shape.weights(torch.bfloat16, "cpu")
+    up, up_bias, down, down_bias, *_ = shape.weights(torch.bfloat16, "cpu")
     for matrix in (up, down):
         matrix.copy_(torch.randn(matrix.shape[1:]) * matrix.shape[-1] ** -0.5)
     for bias in (up_bias, down_bias):
