@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from moe_codegen.errors import ConfigError
 from moe_codegen.generation.decoding import IncrementalDecoder, find_stop, settled_length
 from moe_codegen.generation.prompt import encode_prompt, find_sentinels
+from moe_codegen.modeling.modeling import CACHE
 from moe_codegen.moe import RoutingRecorder
 
 
@@ -111,7 +112,7 @@ def complete(
         if watcher.lacks_routing:
             # The last token has not gone through the model: nothing came after it.
             last = torch.tensor([[watcher.tokens[-1].id]], device=model.device)
-            model(input_ids=last, past_key_values=output.past_key_values, use_cache=True, **told)
+            model(input_ids=last, use_cache=True, **{CACHE: output[CACHE]}, **told)
         watcher.finish()
     return Completion(
         prompt_ids=prompt_ids,

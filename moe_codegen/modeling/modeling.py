@@ -4,7 +4,7 @@ Each family's classes (`families.py`) put these bases before transformers' own, 
 for the dense model (attention, caches, generation, saving) it does for the mixture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,9 @@ from moe_codegen.modeling.quantisation import ExpertQuantisationConfig, quantisa
 from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, packing, router_z_loss
 from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
 from moe_codegen.moe.router import own_expert
+
+# What transformers calls the cache of keys and values in arguments and outputs; from 5.24 on it is `cache`.
+CACHE = "cache" if "cache" in {field.name for field in fields(MoeCausalLMOutputWithPast)} else "past_key_values"
 
 
 @dataclass
@@ -207,7 +210,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
+        *,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -216,8 +219,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         language_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MoECausalLMOutput:
-        """The arguments of every transformers causal model, `output_router_logits`, and for `language_routing`
-        `language_ids`, (B,) or (B, S) int64: places in `expert_names`, below 0 for none of them.
+        """The arguments of every transformers causal model, the cache among `kwargs`; `output_router_logits`; and for
+        `language_routing` `language_ids`, (B,) or (B, S) int64: places in `expert_names`, below 0 for none of them.
 
         In training with `labels`, the load-balancing loss and the router z-loss are added to the loss without being
         asked for; in evaluation `loss` is the language model's alone.
@@ -228,7 +231,6 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             language_ids=language_ids,
@@ -259,10 +261,10 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             z_loss=z_loss,
             lm_loss=lm_loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=router_logits if output_router_logits else None,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def _router_losses(

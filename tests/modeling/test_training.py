@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from moe_codegen.errors import ConfigError
+from moe_codegen.modeling.modeling import CACHE
 from moe_codegen.moe import load_balancing_loss, router_z_loss
 from tests.modeling.mixture import IMPLEMENTATIONS, mixture, relative_error, tokens
 from tests.tiny import FAMILIES
@@ -71,8 +72,8 @@ def test_with_a_cache_the_router_losses_are_those_of_the_new_tokens():
     model = trained().eval()
     ids, mask = tokens(), torch.ones(2, 12, dtype=torch.int64)
     mask[1, :8] = 0
-    past = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
-    outputs = model(ids[:, 6:], attention_mask=mask, past_key_values=past, output_router_logits=True)
+    past = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True)[CACHE]
+    outputs = model(ids[:, 6:], attention_mask=mask, output_router_logits=True, **{CACHE: past})
     real = mask[:, 6:].flatten().bool()
     z = torch.stack([router_z_loss(logits[real]) for logits in outputs.router_logits]).mean()
     torch.testing.assert_close(outputs.z_loss, z)
