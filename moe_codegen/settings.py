@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from moe_codegen.errors import ConfigError
@@ -54,11 +54,15 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def as_record(settings: Any) -> dict[str, Any]:
-    """The settings as JSON holds them; of a path its last part, so that the same run elsewhere has the same record."""
+    """The settings as JSON holds them; of a path its last part, so that the same run elsewhere has the same record.
+
+    What is_path and is not on this machine is a Hub id, which is the same everywhere: whole, since two owners may have
+    each one of that name.
+    """
     record = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        record[field.name] = _as_json(value, PurePath if field.metadata["is_path"] else None)
+        record[field.name] = _as_json(value, is_path=field.metadata["is_path"])
     return record
 
 
@@ -68,12 +72,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean `{near[0]}`?" if near else f"; the keys are {', '.join(names)}"
 
 
-def _as_json(value: Any, path_type: type[PurePath] | None) -> Any:
+def _as_json(value: Any, *, is_path: bool) -> Any:
     if isinstance(value, Mapping):
-        return {key: _as_json(one, path_type) for key, one in value.items()}
+        return {key: _as_json(one, is_path=is_path) for key, one in value.items()}
     if isinstance(value, tuple):
-        return [_as_json(one, path_type) for one in value]
-    return path_type(value).name if path_type and value is not None else value
+        return [_as_json(one, is_path=is_path) for one in value]
+    return Path(value).name if is_path and value and Path(value).exists() else value
 
 
 def _of_type(hint: Any, value: Any, what: str) -> Any:

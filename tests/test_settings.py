@@ -19,7 +19,12 @@ class Settings:
 def test_values_become_the_fields_types():
     settings = settings_from(Settings, {"rate": 1, "mode": "two", "folders": {"a": "x/y"}, "limit": None}, "here")
     assert settings == Settings(1.0, "two", {"a": "x/y"})
-    assert as_record(settings) == {"rate": 1.0, "mode": "two", "folders": {"a": "y"}, "limit": None}
+
+
+def test_a_record_has_the_name_of_a_folder_and_the_whole_of_a_hub_id(tmp_path):
+    settings = Settings(folders={"a": str(tmp_path), "b": "owner/name", "c": ""})
+    folders = {"a": tmp_path.name, "b": "owner/name", "c": ""}
+    assert as_record(settings) == {"rate": 0.5, "mode": "one", "folders": folders, "limit": None}
 
 
 def test_two_settings_share_no_mapping():
