@@ -53,9 +53,12 @@ def _sample(stage: Stage) -> tuple[Record, list[Record]]:
     languages = [record["languages"] for record in stage.map("survey", survey_unit, stage.settings)]
     drawn, sizes = draw(stage.work / "survey", languages, stage.settings)
     if short := [name for name, account in sizes.items() if account["wanted"] > account["population"]]:
-        within = ", ".join(f"{name} {_within(sizes[name])}" for name in short)
+        within = ", ".join(f"{name} {_within_elsewhere(sizes[name])}" for name in short)
         asked = f"precision {stage.settings.precision} at confidence {stage.settings.confidence}"
-        warnings.warn(f"too few files for {asked}; all of them say the mean within: {within}", stacklevel=2)
+        warnings.warn(
+            f"too few files for {asked}, so all are taken; of other repositories they say the mean within: {within}",
+            stacklevel=2,
+        )
     chosen = stage.work / "chosen"
     chosen.mkdir(exist_ok=True)
     for number, rows in enumerate(drawn):
@@ -144,15 +147,17 @@ def _draw_language(files: dict[str, np.ndarray], settings: SampleSettings) -> tu
         "files_a_repository": now,
     }
     if len(picked):
-        mean, half = cluster_interval(values[picked], repos[picked], settings.confidence)
-        account |= {"mean": mean, "half_width": half if np.isfinite(half) else None}
-        account["population_mean"] = float(np.mean(values))
+        mean, half = cluster_interval(values[picked], repos[picked], settings.confidence, len(values))
+        _, elsewhere = cluster_interval(values[picked], repos[picked], settings.confidence)
+        account |= {"mean": mean, "population_mean": float(np.mean(values))}
+        for name, width in (("half_width", half), ("half_width_elsewhere", elsewhere)):
+            account[name] = width if np.isfinite(width) else None
     return picked, account
 
 
-def _within(account: Record) -> str:
-    """The half-width of a sample's interval relative to its mean, as text."""
-    half = account.get("half_width")
+def _within_elsewhere(account: Record) -> str:
+    """The half-width relative to the mean, for repositories that are not among these, as text."""
+    half = account.get("half_width_elsewhere")
     return "unknown" if half is None else f"{half / account['mean']:.0%}"
 
 

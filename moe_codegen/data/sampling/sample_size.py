@@ -54,16 +54,23 @@ def intra_correlation(values: np.ndarray, repositories: np.ndarray) -> float:
     return float(np.clip((between - within) / total, 0.0, 1.0)) if total > 0 else 0.0
 
 
-def cluster_interval(values: np.ndarray, repositories: np.ndarray, confidence: float) -> tuple[float, float]:
+def cluster_interval(
+    values: np.ndarray, repositories: np.ndarray, confidence: float, population: float = math.inf
+) -> tuple[float, float]:
     """Mean of the values and half-width of its interval with standard errors clustered by repository.
 
-    The half-width is infinite for a single repository: nothing is known of how repositories differ.
+    The interval is for the mean of the `population` files of which these are, so none where these are all of them; an
+    endless population is whatever other repositories there are. The half-width is infinite for a single repository:
+    nothing is known of how repositories differ.
     """
     mean = float(np.mean(values))
+    left = 1 - len(values) / population  # the finite-population correction, which the sample's size has too
+    if left <= 0:
+        return mean, 0.0
     _, group = np.unique(repositories, return_inverse=True)
     groups = int(group.max()) + 1
     if groups < 2:
         return mean, math.inf
     residuals = np.bincount(group, weights=values - mean)
-    error = math.sqrt(groups / (groups - 1) * float(np.sum(residuals**2))) / len(values)
+    error = math.sqrt(left * groups / (groups - 1) * float(np.sum(residuals**2))) / len(values)
     return mean, NormalDist().inv_cdf((1 + confidence) / 2) * error
