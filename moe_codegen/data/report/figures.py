@@ -13,13 +13,14 @@ from moe_codegen.data.passes.tally import KEPT
 _UNITS = {"size": " (bytes)", "avg_line_length": " (characters)", "max_line_length": " (characters)"}
 
 
-def draw(stages: list[Record], out: Path) -> list[str]:
-    """Draw what the stages have to show into `out`; returns the names of the files."""
+def draw(stages: list[Record], out: Path) -> list[list[str]]:
+    """Draw what the stages have to show into `out`; returns the names of the files, stage by stage."""
     import matplotlib
 
     matplotlib.use("Agg")
-    names = []
+    drawn: list[list[str]] = []
     for number, stage in enumerate(stages, 1):
+        drawn.append([])
         for kind, key, draw_one in (
             ("dropped", "tally", _draw_tally),
             ("histograms", "histograms", _draw_histograms),
@@ -27,9 +28,9 @@ def draw(stages: list[Record], out: Path) -> list[str]:
             ("samples", "samples", _draw_samples),
         ):
             if stage.get(key):
-                names.append(f"report-{number:02d}-{stage['verb']}-{kind}.png")
-                draw_one(stage, out / names[-1])
-    return names
+                drawn[-1].append(f"report-{number:02d}-{stage['verb']}-{kind}.png")
+                draw_one(stage, out / drawn[-1][-1])
+    return drawn
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -55,7 +56,9 @@ def _draw_tally(stage: Record, path: Path) -> None:
             width = np.array([counts.get(reason, {}).get(name, (0, 0))[place] / scale for name in languages])
             axis.barh(languages, width, left=left, color=color, label=reason.replace("_", " "))
             left += width
+        axis.set_xlim(0, 1.05 * max(left) or 1)
         axis.set_xlabel(title)
+    axes[0].invert_yaxis()  # from the top in the order of the tables; the other axis goes with it
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=7)
     figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=110, metadata={"Software": None})
@@ -93,6 +96,11 @@ def _draw_clusters(stage: Record, path: Path) -> None:
     sizes = sorted((int(size), count) for size, count in stage["cluster_sizes"].items())
     figure, axis = plt.subplots(figsize=(5, 3))
     axis.loglog(*zip(*sizes, strict=True), "o")
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(0.8, 1.25 * sizes[-1][0])
+    axis.set_ylim(bottom=0.7)
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_formatter("{x:,.0f}")
     axis.set_xlabel("files in the cluster")
     axis.set_ylabel("clusters")
     _save(figure, path)
@@ -103,13 +111,14 @@ def _draw_samples(stage: Record, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     samples = {name: account for name, account in stage["samples"].items() if "mean" in account}
-    figure, axis = plt.subplots(figsize=(6, 1 + 0.4 * len(samples)))
+    figure, axis = plt.subplots(figsize=(6, 1.6 + 0.4 * len(samples)))
     means = [account["mean"] for account in samples.values()]
     widths = [account["half_width"] or 0 for account in samples.values()]
     axis.errorbar(means, list(samples), xerr=widths, fmt="o", capsize=4, label="sample")
     axis.plot(
         [account["population_mean"] for account in samples.values()], list(samples), "k|", ms=14, label="all files"
     )
+    axis.set_ylim(len(samples) - 0.5, -0.5)  # from the top in the order of the tables
     axis.set_xlabel("mean bytes a file")
-    axis.legend()
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     _save(figure, path)

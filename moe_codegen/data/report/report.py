@@ -27,13 +27,13 @@ def write_report(
     out, name, stages = Path(out), Path(source).name, stages_of(manifests)
     out.mkdir(parents=True, exist_ok=True)
     record: Record = {"source": name, "stages": stages}
-    names: list[str] = []
+    drawn: list[list[str]] = [[] for _ in stages]
     if pictures:
         from moe_codegen.data.report.figures import draw
 
-        names = draw(stages, out)
+        drawn = draw(stages, out)
     (out / "report.json").write_text(json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False))
-    (out / "report.md").write_text("\n".join(_markdown(name, stages, names)))
+    (out / "report.md").write_text("\n".join(_markdown(name, stages, drawn)))
     return record
 
 
@@ -50,8 +50,9 @@ def manifests_for(source: str | Path, out: str | Path) -> list[Record]:
     return [own] if own else [manifest for manifest in others if manifest]
 
 
-def _markdown(name: str, stages: list[Record], pictures: list[str]) -> Iterator[str]:
+def _markdown(name: str, stages: list[Record], drawn: list[list[str]]) -> Iterator[str]:
     yield f"# Data report: {name}\n"
-    yield from markdown(stages)
-    for picture in pictures:
-        yield f"![{picture.removesuffix('.png')}]({picture})\n"
+    for stage, pictures in zip(stages, drawn, strict=True):
+        yield from markdown([stage])
+        for picture in pictures:
+            yield f"![{picture.removesuffix('.png')}]({picture})\n"

@@ -77,6 +77,9 @@ def test_prepare_runs_every_verb_and_reports(plan, tmp_path):
         assert line in text
     pictures = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert all((out / "report" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    sections = text.split("\n## ")
+    assert [section.split()[0] for section in sections[1:]] == [stage["verb"] for stage in told["stages"]]
+    assert all(f"-{section.split()[0]}-" in line for section in sections[1:] for line in section.split("![")[1:])
     for kind in ("clean-dropped", "clean-histograms", "dedup-clusters", "sample-samples"):
         assert any(kind in name for name in pictures)
 
