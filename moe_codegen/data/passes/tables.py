@@ -21,7 +21,7 @@ _FIGURES = (
     "tokens_by_language",
     "padding_fraction",
 )
-_LICENSES_SHOWN = 15
+_SHOWN = 15  # names of a table that could have thousands
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,31 @@ def tables_of(manifest: Record, *, reasons_by_language: bool = False) -> Iterato
         made += [_reasons_by_language(counts)] if reasons_by_language else [_reasons(counts), _languages(counts)]
     if samples := manifest.get("samples"):
         made.append(_samples(samples, manifest["settings"]["confidence"]))
-    licenses = list(manifest.get("licenses", {}).items())[:_LICENSES_SHOWN]
-    made.append(TextTable(("licence", "files"), [(name, f"{files:,}") for name, files in licenses]))
-    sizes = manifest.get("cluster_sizes", {}).items()
-    made.append(TextTable(("cluster size", "clusters"), [(size, f"{count:,}") for size, count in sizes]))
-    figures = [(key.replace("_", " "), _short(manifest[key])) for key in _FIGURES if key in manifest]
-    made.append(TextTable(("", ""), figures))
+    made.append(TextTable(("licence", "files"), _most(manifest.get("licenses", {}))))
+    made.append(TextTable(("files in the cluster", "clusters"), _cluster_sizes(manifest.get("cluster_sizes", {}))))
+    problems = manifest.get("problems_found", {})
+    made.append(TextTable(("problem found", "files"), _most(problems)))
+    told = manifest | ({"problems_found": len(problems)} if "problems_found" in manifest else {})
+    made.append(TextTable(("", ""), [(key.replace("_", " "), as_text(told[key])) for key in _FIGURES if key in told]))
     yield from (table for table in made if table.rows)
+
+
+def _most(counts: dict[str, int]) -> list[tuple[str, str]]:
+    """The names of the greatest counts, in the order of these, and the sum of the others."""
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    rows = [(name, f"{counts[name]:,}") for name in names[:_SHOWN]]
+    others = [counts[name] for name in names[_SHOWN:]]
+    return rows + ([(f"{len(others):,} others", f"{sum(others):,}")] if others else [])
+
+
+def _cluster_sizes(clusters: dict[str, int]) -> list[tuple[str, str]]:
+    """How many clusters are of each size, of sizes up to each power of two together: large ones are all different."""
+    counts: dict[int, int] = {}
+    for size, count in clusters.items():
+        power = (int(size) - 1).bit_length()
+        counts[power] = counts.get(power, 0) + count
+    labels = {power: f"{2**power:,}" if power < 2 else f"{2 ** (power - 1) + 1:,} to {2**power:,}" for power in counts}
+    return [(labels[power], f"{counts[power]:,}") for power in sorted(counts)]
 
 
 def _reasons(counts: Counts) -> TextTable:
@@ -125,9 +143,14 @@ def _amount(entries: list[list[int]]) -> tuple[str, str]:
     return f"{files:,}", f"{nbytes / 1e6:,.2f}"
 
 
-def _short(value: object) -> str:
+def as_text(value: object) -> str:
+    """A setting or a figure as a cell of a table."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(one)}" for key, one in value.items()) or "none"
+        return ", ".join(f"{key} {as_text(one)}" for key, one in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_short, value))
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        return ", ".join(map(as_text, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value) or "none"
