@@ -13,7 +13,7 @@ from moe_codegen.cli.flags import flags_of, keyword, settings_of
 from moe_codegen.data.filtering.inspect import InspectSettings
 from moe_codegen.data.filtering.inspect import inspect as inspect_source
 from moe_codegen.data.passes.stage import Record
-from moe_codegen.data.passes.tables import stages_of, tables_of
+from moe_codegen.data.passes.tables import as_text, stages_of, tables_of
 from moe_codegen.data.pipeline.corpus import build_corpus, read_corpus_settings
 from moe_codegen.data.pipeline.prepare import check_plan, prepare, read_plan
 from moe_codegen.data.pipeline.publish import plan_publication, publish
@@ -36,6 +36,7 @@ NumProc = Annotated[int, typer.Option(min=1, help="Worker processes; the output 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
+_DRY = "(dry run: nothing is written)"
 
 
 def _add(name: str, verb: Verb) -> None:
@@ -47,7 +48,8 @@ def _add(name: str, verb: Verb) -> None:
         source = open_source(given["source"], source_settings)
         verb.check(settings)
         if given["dry_run"]:
-            _show_plan(name, source, given["out"], settings)
+            about = _about(source) | as_record(settings)
+            _show_settings(f"{name} {source.name} -> {given['out']} {_DRY}", about)
             return
         manifest = verb.run(source, given["out"], settings, num_proc=given["num_proc"], quiet=given["quiet"])
         _show(manifest, given["out"], given["json_"])
@@ -82,15 +84,14 @@ def report_command(
     if dry_run:
         manifests = manifests_for(source, out)
         stages = [f"{stage['verb']} of {stage['source']}" for stage in stages_of(manifests)]
-        console.output.print(f"report {source} -> {out} (dry run: nothing is written)", soft_wrap=True)
-        told = ", ".join(stages) or f"inspect of {open_source(source).name}"
-        console.output.print(table(("", ""), [("stages", told), ("pictures", str(pictures))]))
+        about = {"stages": stages or f"inspect of {open_source(source).name}", "pictures": pictures}
+        _show_settings(f"report {source} -> {out} {_DRY}", about)
         return
     record = write_report(source, out, pictures=pictures, num_proc=num_proc, quiet=quiet)
     if as_json:
         console.print_json(record)
     else:
-        console.output.print(f"report written to {out / 'report.md'}", soft_wrap=True)
+        _show_report(out)
 
 
 @app.command("prepare")
@@ -107,8 +108,9 @@ def prepare_command(
     check_plan(read)
     if dry_run:
         source = open_source(read.source, read.source_settings)
+        _show_settings(f"prepare {source.name} -> {out} {_DRY}", _about(source))
         for verb, settings in read.steps.items():
-            _show_plan(verb, source, out, settings)
+            _show_settings(f"[bold]{verb}[/bold] -> {out / read.folders[verb]}", as_record(settings))
         return
     manifests = prepare(read, out, num_proc=num_proc, quiet=quiet)
     if as_json:
@@ -116,6 +118,8 @@ def prepare_command(
         return
     for folder, manifest in manifests.items():
         _show(manifest, out / folder, as_json=False)
+    if read.report:
+        _show_report(out / "report")
 
 
 @app.command("publish")
@@ -161,20 +165,24 @@ def corpus_command(
     if package_share is not None:
         settings = replace(settings, package_share=package_share)
     if dry_run:
-        console.output.print(f"corpus {packages} -> {out} (dry run: nothing is written)", soft_wrap=True)
-        console.output.print(table(("", ""), as_record(settings).items()))
+        _show_settings(f"corpus {packages} -> {out} {_DRY}", as_record(settings))
         return
     _show(build_corpus(settings, out, num_proc=num_proc, quiet=quiet), out, as_json)
 
 
-def _show_plan(verb: str, source: Source, out: Path, settings: Any) -> None:
-    console.output.print(f"{verb} {source.name} -> {out} (dry run: nothing is written)", soft_wrap=True)
-    about = {
-        "units": f"{len(source.units):,}",
-        "text": f"{source.nbytes / 1e6:,.1f} MB" if source.nbytes else "unknown",
-        "columns": ", ".join(source.schema.names),
-    }
-    console.output.print(table(("", ""), (about | as_record(settings)).items()))
+def _about(source: Source) -> Record:
+    """What is known of a source before it is read."""
+    text = f"{source.nbytes / 1e6:,.1f} MB" if source.nbytes else "unknown"
+    return {"units": len(source.units), "text": text, "columns": source.schema.names}
+
+
+def _show_settings(title: str, about: Record) -> None:
+    console.output.print(title, soft_wrap=True)
+    console.output.print(table(("", ""), [(name, as_text(value)) for name, value in about.items()]))
+
+
+def _show_report(folder: Path) -> None:
+    console.output.print(f"report written to {folder / 'report.md'}", soft_wrap=True)
 
 
 def _show(manifest: Record, out: Path, as_json: bool) -> None:

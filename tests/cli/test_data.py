@@ -101,7 +101,13 @@ def test_prepare_and_report(tmp_path):
     write(tmp_path / "in", [row(seed) for seed in range(20)])
     (tmp_path / "plan.toml").write_text('[source]\npath = "in"\n[clean]\n[dedup]\n')
     arguments = ["prepare", str(tmp_path / "plan.toml"), str(tmp_path / "out"), "--quiet"]
-    assert CliRunner().invoke(app, [*arguments, "--dry-run"]).exit_code == 0
+    told = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert told.exit_code == 0
+    for line in (f"prepare {tmp_path / 'in'} -> {tmp_path / 'out'}", f"dedup -> {tmp_path / 'out' / '2-dedup'}"):
+        assert line in told.output
+    lines = [line.split() for line in told.output.splitlines()]
+    assert ["drop_generated", "yes"] in lines
+    assert ["languages", "none"] in lines
     assert not (tmp_path / "out").exists()
     assert CliRunner().invoke(app, arguments).exit_code == 0
     again = CliRunner().invoke(app, [*arguments, "--json"])

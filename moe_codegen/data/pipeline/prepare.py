@@ -25,6 +25,11 @@ class Plan:
     steps: dict[str, Any]
     report: bool
 
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folder of each step under OUT; `pack` has one of that name for each side of a split."""
+        return {name: f"{number}-{name}" for number, name in enumerate(self.steps, 1)}
+
 
 def read_plan(path: str | Path) -> Plan:
     """The plan in a TOML file: `[source]` with `path`, and a table for each step wanted, in any order.
@@ -42,7 +47,8 @@ def read_plan(path: str | Path) -> Plan:
     source = dict(tables.get("source", {}))
     if "path" not in source:
         raise ConfigError(f"{path} does not say what to read; add [source] with path = ...")
-    where = _beside(path, str(source.pop("path")))
+    where = str(source.pop("path"))
+    where = _beside(path, where) if "/" in where else str(path.parent / where)  # a dataset's id has an owner
     steps: dict[str, Any] = {
         name: settings_from(verb.settings, tables[name], f"[{name}] of {path}")
         for name, verb in VERBS.items()
@@ -94,9 +100,9 @@ def prepare(
         done[into] = VERBS[name].run(source, out / into, settings, num_proc=num_proc, quiet=quiet)
         return out / into
 
-    for number, (name, settings) in enumerate(plan.steps.items(), 1):
+    for name, settings in plan.steps.items():
         source = open_source(data or plan.source, None if data else plan.source_settings, unit_bytes)
-        into = f"{number}-{name}"
+        into = plan.folders[name]
         if name == "tokenizer":
             tokenizer = str(run(name, into, source, settings))
         elif name == "pack":

@@ -5,7 +5,7 @@ from datasets import load_dataset
 
 from moe_codegen.data.pipeline.prepare import prepare, read_plan
 from moe_codegen.data.report.report import write_report
-from moe_codegen.errors import ConfigError, MoECodegenError, OutputError
+from moe_codegen.errors import ConfigError, MoECodegenError, OutputError, SourceError
 from tests.data.inputs import code, edited, read, row, write
 
 PLAN = """
@@ -109,6 +109,12 @@ def test_what_a_later_step_would_refuse_is_refused_before_any_work(tmp_path, ste
     with pytest.raises(MoECodegenError, match=message):
         prepare(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_is_missing_is_named_where_it_was_looked_for(tmp_path):
+    (tmp_path / "plan.toml").write_text("[source]\npath = 'in'\n[clean]")
+    with pytest.raises(SourceError, match=f"{tmp_path / 'in'} does not exist"):
+        prepare(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
