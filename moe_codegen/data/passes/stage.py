@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
@@ -20,6 +21,7 @@ import filelock
 from moe_codegen.data.passes.card import folder_splits, write_card
 from moe_codegen.data.passes.progress import Progress
 from moe_codegen.data.passes.tally import Record as Record
+from moe_codegen.data.passes.tally import Tally
 from moe_codegen.data.passes.workers import Mapper, map_units
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.errors import ConfigError, OutputError, ResumeError
@@ -93,6 +95,9 @@ class Stage:
 
     def finish(self, summary: Record, records: list[Record]) -> Record:
         """Move the phase `OUTPUT` to `out`, with a dataset card where it is a dataset, and write the manifest."""
+        if (tally := Tally(summary.get("tally"))).total(kept=False)[0] and not tally.total(kept=True)[0]:
+            reasons = ", ".join(summary["tally"]).replace("_", " ")
+            warnings.warn(f"{self.verb} has kept no file of {self.source.name}; why they went: {reasons}", stacklevel=2)
         made = self.work / OUTPUT
         shards = [shard for record in records for shard in record.get("shards", ())]
         manifest = {

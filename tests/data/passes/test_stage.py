@@ -155,6 +155,12 @@ def test_a_finished_run_is_not_done_again(tmp_path):
         clean(source, tmp_path / "out", CleanSettings(max_lines=3))
 
 
+def test_it_is_said_when_every_file_was_dropped(tmp_path):
+    source = open_source(write(tmp_path / "in", [row(seed, licenses=None) for seed in range(3)]))
+    with pytest.warns(UserWarning, match=r"clean has kept no file of .*/in; why they went: license unknown$"):
+        clean(source, tmp_path / "out")
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     source = open_source(write(tmp_path / "in", [row(0)]))
     (tmp_path / "out").mkdir()
