@@ -84,15 +84,18 @@ def _commit(dataset: str, revision: str) -> str:
 
 def _refused(what: str, error: Exception) -> SourceError:
     """Our error for one of `datasets` or of the Hub's client, which says what to do."""
+    from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    found = type(error)
+    if isinstance(error, DatasetNotFoundError):  # `datasets` drops the Hub's own error on the way and leaves its text
+        found = GatedRepoError if "gated dataset" in str(error) else RepositoryNotFoundError
     sign_in = "sign in here with `hf auth login` or set HF_TOKEN to a token that may read"
     for kind, advice in (
         (GatedRepoError, f"is gated: open its page on the Hub, accept its terms with your account, then {sign_in} it"),
         (RepositoryNotFoundError, f"is no dataset of the Hub, or a private one: check its name, or {sign_in} it"),
         (RevisionNotFoundError, "has no such revision; its page on the Hub lists them"),
     ):
-        # `datasets` drops the Hub's own error on the way and leaves its text.
-        if isinstance(error, kind) or (kind is GatedRepoError and "gated dataset" in str(error)):
+        if issubclass(found, kind):
             return (GatedDatasetError if kind is GatedRepoError else SourceError)(f"{what} {advice}")
     return SourceError(f"{what} cannot be read from the Hub: {type(error).__name__}: {error}")

@@ -1,6 +1,7 @@
-"""A folder served on this machine as the Hub serves datasets: so much as `datasets` and an upload ask for."""
+"""A folder served on this machine as the Hub is: so much as `datasets`, a model's tokenizer and an upload ask for."""
 
 import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 @contextmanager
 def served(root: Path, gated: str = "") -> Iterator[str]:
-    """The address, for HF_ENDPOINT, under which `root/OWNER/NAME` is the dataset OWNER/NAME; `gated` names one."""
+    """The address, for HF_ENDPOINT, under which `root/OWNER/NAME` is that dataset or model; `gated` names one."""
 
     private: set[Path] = set()
 
@@ -25,11 +26,11 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
             pass
 
         def do_GET(self) -> None:
-            kind, *rest = unquote(urlsplit(self.path).path).strip("/").split("/")
-            is_api = kind == "api"
-            if len(rest) < 2:  # the client asks for more than datasets
+            parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+            is_api = parts[0] == "api"
+            if len(parts) < 3:  # the client asks for more than datasets and models
                 return self.answer(b"", 404)
-            owner, name, *rest = rest[1:] if is_api else rest
+            owner, name, *rest = parts[2:] if is_api else parts[parts[0] == "datasets" :]
             folder = root / owner / name
             if not folder.is_dir():
                 return self.answer(b"", 401, X_Error_Code="RepoNotFound")
@@ -94,7 +95,8 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
             if not path.is_file():
                 return self.answer(b"", 404, X_Error_Code="EntryNotFound")
             data = path.read_bytes()
-            headers = {"ETag": f'"{path.name}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+            tag = f'"{hashlib.sha256(data).hexdigest()}"'  # caches know a file by it
+            headers = {"ETag": tag, "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
             if "Range" not in self.headers:
                 return self.answer(data, 200, **headers)
             first, last = self.headers["Range"].removeprefix("bytes=").split("-")

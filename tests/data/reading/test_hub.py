@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +13,9 @@ import pytest
 
 from tests.data.inputs import code, read, write
 from tests.data.reading.served_hub import COMMIT, served
+from tests.tiny import save_tokenizer
+
+PLAN = Path(__file__).parents[3] / "examples" / "data.toml"
 
 # Several commands in one process, for the imports are what takes time; `HF_ENDPOINT` is read by them.
 PROGRAM = """
@@ -39,6 +44,54 @@ def the_stack(seed):
     }
 
 
+# The benchmarks of PLAN, by the splits of their configurations on the Hub, of which PLAN names some.
+BENCHMARKS = {
+    "openai/openai_humaneval": ["openai_humaneval/test"],
+    "google-research-datasets/mbpp": ["full/train", "full/test", "sanitized/test"],
+    "nuprl/MultiPL-E": ["humaneval-java/test", "humaneval-js/test", "humaneval-cpp/test", "humaneval-rs/test"],
+}
+
+
+def asked_in(split):
+    """What the one problem of a split asks for, and no other problem."""
+    return f"Return whatever it is that the {split.replace('/', ' ')} asks for, no more and no less."
+
+
+def problem(dataset, split):
+    """A row in the columns under which its owner published the benchmark."""
+    asked = asked_in(split)
+    return {
+        "openai/openai_humaneval": {"task_id": "HumanEval/0", "prompt": f'def f():\n    """{asked}"""\n'},
+        "google-research-datasets/mbpp": {"task_id": 11, "text": asked, "code": f"def f():\r\n    # {asked}"},
+        "nuprl/MultiPL-E": {"name": "HumanEval_0", "prompt": f"// {asked}\n", "stop_tokens": ["\n}"]},
+    }[dataset]
+
+
+def benchmarks_folder(folder):
+    """The benchmarks as the Hub keeps them: a Parquet file a split, told apart by what the cards say."""
+    for dataset, splits in BENCHMARKS.items():
+        card = ["---", "configs:"]
+        for split in splits:
+            config, name = split.split("/")
+            if f"- config_name: {config}" not in card:
+                card += [f"- config_name: {config}", "  data_files:"]
+            card += [f"  - split: {name}", f"    path: {split}-*"]
+            write(folder / dataset / config, [problem(dataset, split)], f"{name}-00000-of-00001.parquet")
+        (folder / dataset / "README.md").write_text("\n".join([*card, "---"]))
+
+
+def repositories_folder(folder):
+    """Repositories under a licence; the last has a file for each problem."""
+    files = {f"repo{seed:02d}/file.py": code(seed) for seed in range(40)}
+    for seed, split in enumerate(split for splits in BENCHMARKS.values() for split in splits):
+        files[f"repo39/{split.replace('/', '-')}.py"] = f"{code(40 + seed)}# {asked_in(split)}\n"
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+        licence = "Permission is hereby granted, free of charge, to any person obtaining a copy"
+        (folder / path).with_name("LICENSE").write_text(licence)
+
+
 def dataset_folder(folder):
     """Three datasets as the Hub keeps them: The Stack in two shards, a gated one, one with rows that are no text."""
     python = folder / "bigcode" / "the-stack" / "data" / "python"
@@ -55,11 +108,18 @@ def dataset_folder(folder):
 def run(tmp_path_factory):
     """The folder in which each of the commands worked, and what it said on standard error, by its OUT."""
     folder = tmp_path_factory.mktemp("work")
+    (folder / "examples").mkdir()
+    shutil.copy(PLAN, folder / "examples")
+    repositories_folder(folder / "examples" / "repositories")
+    benchmarks_folder(folder / "hub")
+    save_tokenizer(folder / "hub" / "bigcode" / "gpt_bigcode-santacoder")
     commands = [
+        ["prepare", f"examples/{PLAN.name}", "prepared"],
         ["clean", "bigcode/the-stack", "stack", "--data-dir", "data/python"],
         ["clean", "owner/spoiled", "spoiled", "--language", "python"],
         ["inspect", "bigcode/gated", "gated"],
         ["inspect", "bigcode/missing", "missing"],
+        ["decontaminate", "stack", "no-benchmark", "--benchmarks", "openai/missing:test"],
         ["inspect", "owner/spoiled", "revision", "--revision", "v9"],
         ["publish", "stack", "me/stack"],
         ["inspect", "me/stack", "again"],
@@ -90,6 +150,32 @@ def test_the_stack_is_streamed_shard_by_shard_at_one_commit(run):
     assert [name for name, _ in units] == [f"bigcode/the-stack@{COMMIT[:12]}#{shard}" for shard in range(2)]
 
 
+def test_the_example_plan_runs_as_it_stands_and_looks_for_what_it_names_of_its_benchmarks(run):
+    folder, said = run
+    assert "error" not in said["prepared"]
+    manifest = json.loads((folder / "prepared" / "3-decontaminate" / "manifest.json").read_text())
+    assert manifest["problems_found"] == {
+        "openai/openai_humaneval:HumanEval/0": 1,
+        "google-research-datasets/mbpp:full:11": 1,
+        **{f"nuprl/MultiPL-E:humaneval-{language}:HumanEval_0": 1 for language in ("java", "js", "cpp")},
+    }
+    assert manifest["settings"]["benchmarks"][1] == "google-research-datasets/mbpp:full"
+    left = {one["path"] for one in read(folder / "prepared" / "3-decontaminate")}
+    assert left == {"file.py", "full-train.py", "sanitized-test.py", "humaneval-rs-test.py"}
+
+
+def test_a_base_on_the_hub_gives_the_tokenizer_of_the_packed_sequences(run):
+    folder, _ = run
+    theirs, ours = folder / "hub" / "bigcode" / "gpt_bigcode-santacoder", folder / "prepared" / "6-tokenizer"
+    tokenizers = [json.loads((each / "tokenizer.json").read_text()) for each in (theirs, ours)]
+    assert tokenizers[0]["model"] == tokenizers[1]["model"]
+    assert tokenizers[0]["added_tokens"] == tokenizers[1]["added_tokens"]
+    assert json.loads((ours / "manifest.json").read_text())["settings"]["base"] == "bigcode/gpt_bigcode-santacoder"
+    packed = read(folder / "prepared" / "7-pack-train")
+    assert {len(one["input_ids"]) for one in packed} == {2048}
+    assert max(max(one["input_ids"]) for one in packed) < len(tokenizers[0]["model"]["vocab"])
+
+
 def test_rows_that_are_no_text_are_counted_drops(run):
     folder, _ = run
     tally = json.loads((folder / "spoiled" / "manifest.json").read_text())["tally"]
@@ -105,6 +191,7 @@ def test_rows_that_are_no_text_are_counted_drops(run):
     [
         ("gated", "bigcode/gated is gated: open its page on the Hub, accept its terms with your account, then sign in"),
         ("missing", "bigcode/missing is no dataset of the Hub, or a private one: check its name"),
+        ("no-benchmark", "openai/missing is no dataset of the Hub, or a private one: check its name"),
         ("revision", "owner/spoiled has no such revision"),
     ],
 )
