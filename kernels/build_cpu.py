@@ -20,9 +20,9 @@ except ImportError:  # by hand, where hatchling need not be
 
 FOLDER = Path(__file__).parent / "moe_codegen_kernels" / "cpu"
 SOURCES = (FOLDER / "grouped_gemm.c", FOLDER / "quantised.c")
-BUILDS = {"x86_64": ("x86-64-v3", "x86-64-v4"), "aarch64": ("armv8-a",)}
+BUILDS = {"x86_64": ("x86-64-v3", "x86-64-v4", "cooperlake"), "aarch64": ("armv8-a",)}
 # Not linked with an OpenMP library: the functions are those of the one that torch brings.
-FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-Wall", "-Wextra")
+FLAGS = ("-std=gnu11", "-O3", "-mtune=generic", "-fPIC", "-fopenmp", "-Wall", "-Wextra")
 
 
 def compile_kernels(folder: Path = FOLDER, builds: tuple[str, ...] | None = None) -> list[Path]:

@@ -38,7 +38,7 @@ def linear_op(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     rows_MK = x.reshape(-1, x.shape[-1]).float()
     out_MN = rows_MK.new_empty(rows_MK.shape[0], weight_NK.shape[0])
     matrix_1NK, bias_1N = weight_NK[None], None if bias_N is None else bias_N[None]
-    is_slower = compiled.is_native(x.dtype) or (x.dtype == torch.float32 and rows_MK.shape[0] > FEW_ROWS)
+    is_slower = compiled.torch_is_native(x.dtype) or (x.dtype == torch.float32 and rows_MK.shape[0] > FEW_ROWS)
     if is_slower or not compiled.takes(rows_MK, matrix_1NK, compiled.ROWS, out_MN):
         return F.linear(x, weight_NK, bias_N)
     bounds = torch.tensor([0, rows_MK.shape[0]], dtype=torch.int32)

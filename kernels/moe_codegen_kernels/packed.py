@@ -1,7 +1,7 @@
 """Experts packed for inference on the CPU: the same numbers, in the order in which the compiled kernel reads them.
 
     packed[e, p, k, j] = W_e[p * P + j, k]          P = panel_width(), columns that are summed side by side
-    bfloat16: column j of a panel lies at place 2j, column P/2 + j at 2j + 1, so that a word holds two of them
+    bfloat16: of each two k, column by column, so that a word of 32 bits holds W_e[p * P + j, k] and [.., k + 1]
 
 As many bytes as before, and of the same dtype; which processor packed decides P, so what is saved is the plain order.
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels import cpu
-from moe_codegen_kernels.cpu.compiled import is_native, panel_width
+from moe_codegen_kernels.cpu.compiled import panel_width, torch_is_faster
 
 
 def why_not_packed(matrices_ENK: Tensor) -> str | None:
@@ -24,8 +24,8 @@ def why_not_packed(matrices_ENK: Tensor) -> str | None:
         return f"run through {cpu.describe_cpu_path()}, which reads plain weights"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"are {dtype}; float32, bfloat16 and float16 can be packed"
-    if is_native(dtype):
-        return f"are {dtype}, which this processor multiplies natively in torch, from plain weights"
+    if torch_is_faster(dtype):
+        return f"are {dtype}, of which torch multiplies plain ones faster on this processor"
     if matrices_ENK.shape[1] % panel or matrices_ENK.shape[2] % panel:
         return f"are of shape {tuple(matrices_ENK.shape)}, no multiple of the panel's {panel}"
     return None
@@ -37,7 +37,7 @@ def pack_matrices(matrices_ENK: Tensor) -> Tensor:
     panel = panel_width()
     packed = matrices_ENK.new_empty(experts, rows // panel, columns, panel)
     for matrix_NK, target in zip(matrices_ENK, packed, strict=True):
-        _plain_view(target).copy_(matrix_NK.view(-1, 2, panel // 2, columns))
+        _plain_view(target).copy_(matrix_NK.view(-1, panel, columns // 2, 2))
     return packed
 
 
@@ -46,16 +46,16 @@ def unpack_matrices(packed: Tensor) -> Tensor:
     experts, panels, columns, panel = packed.shape
     matrices_ENK = packed.new_empty(experts, panels * panel, columns)
     for source, matrix_NK in zip(packed, matrices_ENK, strict=True):
-        matrix_NK.view(-1, 2, panel // 2, columns).copy_(_plain_view(source))
+        matrix_NK.view(-1, panel, columns // 2, 2).copy_(_plain_view(source))
     return matrices_ENK
 
 
 def _plain_view(packed: Tensor) -> Tensor:
-    """One expert's panels (N / P, K, P), seen as (N / P, 2, P / 2, K): panel, half, column of the half, k."""
+    """One expert's panels (N / P, K, P), seen as (N / P, P, K / 2, 2): panel, column, pair of k, k."""
     panels, columns, panel = packed.shape
     if packed.dtype == torch.bfloat16:
-        return packed.view(panels, columns, panel // 2, 2).permute(0, 3, 2, 1)
-    return packed.view(panels, columns, 2, panel // 2).permute(0, 2, 3, 1)
+        return packed.view(panels, columns // 2, panel, 2).transpose(1, 2)
+    return packed.view(panels, columns // 2, 2, panel).permute(0, 3, 1, 2)
 
 
 def packed_expert_ffn(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from moe_codegen.demo.corpus import Document
 from moe_codegen.demo.dense import END, MIDDLE, POSITIONS, PREFIX, SUFFIX
-from moe_codegen_kernels.cpu.compiled import is_native
+from moe_codegen_kernels.cpu.compiled import torch_is_native
 
 FIM_RATE = 0.3
 PIECE_CHARACTERS = 560  # about 200 tokens: a piece and its sentinels fit a window
@@ -117,7 +117,7 @@ def train(
 
 def _optimisers(model: PreTrainedModel) -> dict[torch.optim.Optimizer, float]:
     """The optimisers, each with its peak learning rate."""
-    if not is_native(torch.bfloat16):
+    if not torch_is_native(torch.bfloat16):
         return {torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01): LEARNING_RATE}
     matrices: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []

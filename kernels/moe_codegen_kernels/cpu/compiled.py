@@ -15,8 +15,15 @@ from torch import Tensor
 from moe_codegen_kernels.quantised_weights import BLOCK, Quantised
 from moe_codegen_kernels.records import Matrices
 
-# torch's name for what the processor can do -> the build for it; arm64 has one baseline.
-BUILDS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "armv8-a", "SVE256": "armv8-a", "SVE128": "armv8-a"}
+# torch's name for what the processor can do -> the build for it, as GCC names it; arm64 has one baseline.
+BUILDS = {
+    "AVX512_BF16": "cooperlake",  # the first with that, and with whole-number products of 16 bits
+    "AVX512": "x86-64-v4",
+    "AVX2": "x86-64-v3",
+    "DEFAULT": "armv8-a",
+    "SVE256": "armv8-a",
+    "SVE128": "armv8-a",
+}
 FOLDER = Path(__file__).parent
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the names of weights.h, as are these:
 QUANTISED = {torch.int8: 3, torch.uint8: 4}
@@ -26,13 +33,18 @@ ROWS, COLUMNS, PANELS = 0, 1, 2
 UNIT, AT_ONCE = 2 * BLOCK, 4
 
 
+def capability() -> str:
+    """What this processor can do, as BUILDS names it; torch's name, but for one it has no name for."""
+    name = torch.backends.cpu.get_cpu_capability()
+    return "AVX512_BF16" if name == "AVX512" and torch.cpu._is_avx512_bf16_supported() else name
+
+
 @functools.cache
 def load(kernel: str) -> ctypes.CDLL | str:
     """`kernel`.c as compiled for this processor, or why there is none."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    build = BUILDS.get(capability)
+    build = BUILDS.get(capability())
     if build is None:
-        return f"no build for {capability}"
+        return f"no build for {capability()}"
     path = FOLDER / f"{kernel}.{build}.so"
     if not path.exists():
         return f"{path.name} is missing; install a C compiler (gcc), then this package again"
@@ -51,7 +63,6 @@ def _library() -> ctypes.CDLL | str:
         return library
     integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
     library.grouped_gemm.argtypes = [integer] * 4 + [long] * 4 + [pointer] * 6
-    library.grouped_gemm.restype = None
     return library
 
 
@@ -73,25 +84,38 @@ def panel_width() -> int:
     return 0 if isinstance(library, str) else int(library.panel_width())
 
 
+@functools.cache
+def multiplies_pairs() -> bool:
+    """Whether the compiled kernel multiplies bfloat16 as such, for which it rounds rows to bfloat16."""
+    library = _library()
+    return not isinstance(library, str) and bool(library.multiplies_pairs())
+
+
 def describe_cpu_path() -> str:
     """What runs the experts on this processor, in one line."""
     library = _library()
     if isinstance(library, str):
         return f"torch's own products ({library})"
     build = Path(library._name).suffixes[0].removeprefix(".")
-    native = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES if is_native(dtype))
-    many = f"; many rows of {native} through torch" if native else ""
-    return f"compiled for {build}, float32 sums, packed panels of {panel_width()} columns{many}"
+    pairs = "bfloat16 in pairs, " if multiplies_pairs() else ""
+    tiles = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES if torch_is_faster(dtype))
+    many = f"; many rows of {tiles} through torch" if tiles else ""
+    return f"compiled for {build}, {pairs}float32 sums, packed panels of {panel_width()} columns{many}"
 
 
 @functools.cache
-def is_native(dtype: torch.dtype) -> bool:
-    """Whether torch multiplies 16-bit matrices with instructions made for it, so that widening them would be slower."""
+def torch_is_faster(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies many rows of `dtype` in tile registers (AMX), which the compiled kernel does not use."""
     if dtype == torch.bfloat16:
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return bool(torch.cpu._is_amx_tile_supported())
     if dtype == torch.float16:
         return bool(torch.cpu._is_amx_fp16_supported())
     return False
+
+
+def torch_is_native(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies 16-bit matrices with instructions made for it, so that widening them would be slower."""
+    return torch_is_faster(dtype) or (dtype == torch.bfloat16 and bool(torch.cpu._is_avx512_bf16_supported()))
 
 
 def takes(rows_RK: Tensor, matrices: Matrices, layout: int, out_RN: Tensor) -> bool:
@@ -144,7 +168,8 @@ def grouped_gemm(
         )
     library = _library()
     assert isinstance(library, ctypes.CDLL)
-    _call(library.grouped_gemm, (layout,), rows_RK, matrices, bias_EN, offsets_E, out_RN)
+    if _call(library.grouped_gemm, (layout,), rows_RK, matrices, bias_EN, offsets_E, out_RN):
+        raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in the order in which they are read")
 
 
 def quantised_linear(

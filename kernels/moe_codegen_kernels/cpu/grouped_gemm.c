@@ -1,38 +1,53 @@
-/* Each expert's rows times its matrix, in float32, on weights of 4 to 32 bits that are read from memory once.
+/* Each expert's rows times its matrix, with sums in float32, on weights of 4 to 32 bits that are read from memory once.
 
        out_RN[r] = bias_EN[e] + sum over k of x_RK[r][k] * W_e[n][k],   r in offsets_E[e] .. offsets_E[e + 1]
+
+   What is multiplied are words of 32 bits: a float32, or two bfloat16 of neighbouring k where the processor multiplies
+   and adds such pairs (AVX512-BF16), for which x is rounded to bfloat16. Everywhere else weights become float32 on
+   their way, and x stays as it is.
 
    Three ways a matrix can lie in memory:
        ROWS     W[e][n][k]                   a layer's own layout
        COLUMNS  W[e][k][n]                   the same tensor seen from the backward pass, which needs its transpose
-       PANELS   W[e][n / PANEL][k][PANEL]    packed: what the loop below reads, in the order in which it reads it
+       PANELS   W[e][n / PANEL][k][PANEL]    packed: what the loop below reads, in the order in which it reads it;
+                                             of bfloat16 [k / 2][PANEL][2], words
 
-   Three ways to go about it, by the rows an expert has:
+   Two ways to go about it, by the rows an expert has:
        few, ROWS      a dot product a row and column: weights go from memory through registers
-       few, PANELS    register tiles straight from the packed weights, widened on the way
-       many, or 8 or 4 bits
-                      a block of weights is widened into panels in the cache, then multiplied with all rows
-                      (the loops of Goto and van de Geijn, doi 10.1145/1356052.1356053)
+       others         register tiles of a panel, straight from packed weights, or from a block of weights that was made
+                      into panels in the cache (the loops of Goto and van de Geijn, doi 10.1145/1356052.1356053)
 
    Each element of the output is summed by one thread in one order, so the number of threads does not change a bit. */
 
+#include <stdlib.h>
 #include "weights.h"
 
 enum layout { ROWS, COLUMNS, PANELS };
 
+#if defined(__AVX512BF16__)
+enum { MULTIPLIES_PAIRS = 1 };
+#else
+enum { MULTIPLIES_PAIRS = 0 };
+#endif
+
 enum {
-    PANEL = 2 * LANES,     /* columns of a register tile */
-    TILE_ROWS = 6,         /* rows of a register tile: 12 sums, as many as AVX2's 16 registers allow */
-    MOST_PANELS = 4,       /* side by side where rows are few: more streams from memory, more sums that do not wait */
-    DOT_ROWS = 16,         /* at most so many rows by dot products */
-    DIRECT_ROWS = 36,      /* at most so many rows straight from packed weights */
-    CHUNK = 128,           /* columns a thread takes at a time */
-    BLOCK_K = 256,         /* with CHUNK: a block of panels fits the L2 cache, one panel the L1 cache */
-    BLOCK_ROWS = 96,       /* rows of x that stay in the L2 cache beside it */
-    DIRECT_BYTES = 1 << 14, /* of a packed panel at a time, which with as much that follows fit the L1 cache */
-    LINE = 4 * PANEL,      /* bytes asked for at a time: of AVX2 a cache line, of AVX-512 two that arrive together */
-    PREFETCH_BYTES = 2048, /* how far ahead of the multiplication the packed weights of very few rows are asked for */
-    WORTH_A_TEAM = 1 << 16 /* multiplications below which one thread is faster */
+    PANEL = 2 * LANES,       /* columns of a register tile */
+#if defined(__AVX512F__)
+    TILE_ROWS = 12,          /* rows of a register tile, of two sums each: what 32 registers allow */
+    DOT_ROWS = 12,           /* at most so many rows by dot products */
+#else
+    TILE_ROWS = 6,
+    DOT_ROWS = 16,
+#endif
+    MOST_PANELS = 4,         /* side by side where rows are few: more streams from memory, more sums that do not wait */
+    WIDENED_ROWS = 36,       /* at most so many rows straight from packed weights that have to be widened */
+    CHUNK = 128,             /* columns a thread takes at a time */
+    PANEL_BYTES = 1 << 14,   /* of a panel at a time: as much as stays in the L1 cache beside x and what follows */
+    BLOCK_K = PANEL_BYTES / PANEL / 4, /* words of a panel in as many bytes; with CHUNK: a block that fits the L2 cache */
+    BLOCK_TILES = 16,        /* tiles whose x stays in the L2 cache beside it */
+    LINE = 64,               /* bytes that come from memory at once */
+    AHEAD = 2048,            /* bytes between what very few rows multiply and what they ask memory for */
+    WORTH_A_TEAM = 1 << 16   /* multiplications below which one thread is faster */
 };
 
 /* All experts' matrices: values of `columns` a row, and with 8 or 4 bits `groups` scales, one for each `group`. */
@@ -43,55 +58,127 @@ struct matrices {
     uint32_t group;
 };
 
-/* ---- weights to float32 ---- */
+/* ---- words ---- */
+
+INLINE int as_pairs(int dtype) { return MULTIPLIES_PAIRS && dtype == BFLOAT16; }
+
+/* Words of a row of k_count values. */
+INLINE long words_of(int dtype, long k_count) { return as_pairs(dtype) ? (k_count + 1) / 2 : k_count; }
+
+INLINE vector multiply_add(int dtype, words x, words w, vector sum) {
+#if defined(__AVX512BF16__)
+    if (as_pairs(dtype)) return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+#endif
+    return sum + (vector)x * (vector)w;
+}
 
 /* A bfloat16 is the upper half of a float32: a word that holds two becomes two floats by a shift and a mask. */
-INLINE void load_paired(const void *w, vector pair[2]) {
-    words both = *(const words *)w;
-    pair[0] = (vector)(both << 16);
-    pair[1] = (vector)(both & 0xffff0000u);
+INLINE void widen(words both, words pair[2]) {
+    pair[0] = both << 16;
+    pair[1] = both & 0xffff0000u;
 }
 
-/* Row k of a panel. Packed bfloat16 lies in pairs (column j, column LANES + j). */
-INLINE void load_panel(int dtype, const void *w, vector row[2]) {
-    if (dtype == BFLOAT16) {
-        load_paired(w, row);
-    } else {
-        row[0] = load(dtype, w);
-        row[1] = load(dtype, at(dtype, w, LANES));
-    }
+/* Words index .. index + LANES of a row of x; past its end they are 0. */
+INLINE words x_words(int dtype, const float *x, long index, long k_count) {
+    float values[2 * LANES] = {0};
+    const long first = as_pairs(dtype) ? 2 * index : index, all = as_pairs(dtype) ? 2 * LANES : LANES;
+    memcpy(values, x + first, 4 * smaller(all, k_count - first));
+#if defined(__AVX512BF16__)
+    if (as_pairs(dtype))
+        return (words)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(values + LANES), _mm512_loadu_ps(values));
+#endif
+    return *(words *)values;
 }
 
-/* Values k .. k + LANES of row n, counted over all experts. */
-INLINE vector load_row(int dtype, const struct matrices *w, long n, long k) {
-    vector values = load_at(dtype, w->values, n * w->columns + k);
-    if (dtype < INT8) return values;
-    return bf16(w->scales[n * w->groups + (uint32_t)k / w->group]) * values;
+/* ---- x in the order in which it is read ---- */
+
+INLINE long tiles_of(long rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+
+INLINE int takes_dots(int dtype, int layout, long rows) { return layout == ROWS && dtype < INT8 && rows <= DOT_ROWS; }
+
+/* For dot products row after row; bfloat16 that is widened arrives as even and odd values of k, and so does its x. */
+INLINE void arrange_row(int dtype, const float *x, long k_count, uint32_t *to) {
+    for (long i = 0; i < words_of(dtype, k_count); i += LANES) *(words *)(to + i) = x_words(dtype, x, i, k_count);
+    if (dtype == BFLOAT16 && !as_pairs(dtype))
+        for (long k = 0; k < k_count; k += 2 * LANES)
+            for (int lane = 0; lane < LANES; lane++) {
+                memcpy(to + k + lane, x + k + 2 * lane, 4);
+                memcpy(to + k + LANES + lane, x + k + 2 * lane + 1, 4);
+            }
+}
+
+/* For tiles word after word, of each all rows of the tile. */
+INLINE void arrange_tile(int dtype, const float *x, long rows, long k_count, uint32_t *to) {
+    const long count = words_of(dtype, k_count);
+    for (long i = 0; i < count; i += LANES)
+        for (long m = 0; m < rows; m++) {
+            words some = x_words(dtype, x + m * k_count, i, k_count);
+            for (long lane = 0; lane < smaller(LANES, count - i); lane++) to[(i + lane) * rows + m] = some[lane];
+        }
 }
 
 /* ---- register tiles: out[m][0 .. panels * PANEL) += x[m] . panels ---- */
 
-/* `beside` bytes lie between panels. What is needed later is asked for meanwhile: from `next` on, a line for each `every`
-   values of k; NULL where everything is in the cache. */
-INLINE void tile(int rows, int panels, int dtype, const char *next, long every, const float *x, long x_stride,
-                 const char *w, long beside, long k_count, float *out, long out_stride) {
+/* A block of weights that will be needed later: `rows` of `row_bytes`, `stride` bytes apart, of which the first byte to
+   be asked for is row[asked]. */
+struct later {
+    const char *row;
+    long rows, row_bytes, stride, asked;
+};
+
+INLINE void ask(struct later *later) {
+    __builtin_prefetch(later->row + later->asked);
+    later->asked += LINE;
+    if (later->asked >= later->row_bytes) {
+        later->row += later->stride;
+        later->asked = 0;
+    }
+}
+
+/* A step of a tile: one word of each column, but two of packed bfloat16 that has to be widened. */
+INLINE int step_words(int dtype) { return dtype == BFLOAT16 && !as_pairs(dtype) ? 2 : 1; }
+
+INLINE long step_bytes(int dtype) { return PANEL * (dtype == FLOAT16 ? 2 : 4); }
+
+INLINE void load_step(int dtype, const char *w, words step[2][2]) {
+    for (int half = 0; half < 2; half++)
+        if (dtype == FLOAT16) {
+            step[0][half] = (words)load(FLOAT16, w + half * 2 * LANES);
+        } else if (step_words(dtype) == 2) {
+            words pair[2];
+            widen(((const words *)w)[half], pair);
+            step[0][half] = pair[0];
+            step[1][half] = pair[1];
+        } else {
+            step[0][half] = ((const words *)w)[half];
+        }
+}
+
+/* `beside` bytes lie between panels; meanwhile `lines` of what is needed later are asked for. */
+INLINE void tile(int rows, int panels, int dtype, const uint32_t *x, const char *w, long beside, long steps,
+                 float *out, long out_stride, struct later *later, long lines) {
     vector sums[TILE_ROWS][MOST_PANELS][2];
     for (int m = 0; m < rows; m++)
         for (int p = 0; p < panels; p++) sums[m][p][0] = sums[m][p][1] = (vector){0};
-    for (long k = 0, line; k < k_count;) {
-        for (int p = 0; next && p < panels; p++) __builtin_prefetch(next + p * beside);
-        next += next ? LINE : 0;
-        for (line = smaller(k + every, k_count); k < line; k++) {
+    for (long s = 0, due = 0; s < steps; s++, w += step_bytes(dtype), x += rows * step_words(dtype)) {
+        if (panels > 1)
+            for (int p = 0; p < panels; p++)
+                for (int line = 0; line < step_bytes(dtype); line += LINE)
+                    __builtin_prefetch(w + p * beside + AHEAD + line);
+        else
+            for (due += lines; due >= steps; due -= steps) ask(later);
 #pragma GCC unroll 4
-            for (int p = 0; p < panels; p++) {
-                vector values[2];
-                load_panel(dtype, at(dtype, w + p * beside, k * PANEL), values);
-#pragma GCC unroll 6
+        for (int p = 0; p < panels; p++) {
+            words step[2][2];
+            load_step(dtype, w + p * beside, step);
+#pragma GCC unroll 2
+            for (int i = 0; i < step_words(dtype); i++)
+#pragma GCC unroll 12
                 for (int m = 0; m < rows; m++) {
-                    sums[m][p][0] += x[m * x_stride + k] * values[0];
-                    sums[m][p][1] += x[m * x_stride + k] * values[1];
+                    words word = (words){0} + x[i * rows + m];
+                    sums[m][p][0] = multiply_add(dtype, word, step[i][0], sums[m][p][0]);
+                    sums[m][p][1] = multiply_add(dtype, word, step[i][1], sums[m][p][1]);
                 }
-            }
         }
     }
     for (int m = 0; m < rows; m++)
@@ -102,120 +189,151 @@ INLINE void tile(int rows, int panels, int dtype, const char *next, long every, 
         }
 }
 
-/* All rows against one panel, in tiles as even as they can be. While its panel comes `from_memory`, each tile asks for
-   its share of the one that follows it there, so that memory and arithmetic take their time at once. */
-INLINE void tiles(int dtype, int from_memory, const float *x, long x_stride, long rows, const char *w, long k_count,
-                  float *out, long out_stride) {
-    const long count = (rows + TILE_ROWS - 1) / TILE_ROWS, row_bytes = PANEL * bits_of(dtype) / 8;
-    const long every = from_memory ? count * LINE / row_bytes : k_count;
-    const char *next = w + k_count * row_bytes;
-    for (long left = count, take; left > 0; left--, rows -= take) {
-        take = (rows + left - 1) / left;
-        switch (take) {
-#define CASE(ROWS) \
-    case ROWS: \
-        tile(ROWS, 1, dtype, from_memory ? next : NULL, every, x, x_stride, w, 0, k_count, out, out_stride); \
-        break;
-            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#undef CASE
-        }
-        x += take * x_stride;
-        out += take * out_stride;
-        next += k_count * row_bytes / count;
+/* Tiles first .. last of an expert's, each with `share` lines of what is needed later. */
+static void tiles(int dtype, long first, long last, long rows, const uint32_t *x, long x_row_words, long word,
+                  const char *w, long steps, float *out, long out_stride, struct later *later, long share) {
+    const long count = tiles_of(rows);
+    for (long t = first; t < last; t++) {
+        const long start = rows * t / count, take = rows * (t + 1) / count - start;
+        const uint32_t *x_tile = x + start * x_row_words + word * take;
+        float *out_tile = out + start * out_stride;
+#define TAKE(ROWS, DTYPE) \
+    case ROWS: tile(ROWS, 1, DTYPE, x_tile, w, 0, steps, out_tile, out_stride, later, share); break;
+#define UP_TO_SIX(DTYPE) TAKE(1, DTYPE) TAKE(2, DTYPE) TAKE(3, DTYPE) TAKE(4, DTYPE) TAKE(5, DTYPE) TAKE(6, DTYPE)
+#if defined(__AVX512F__)
+#define UP_TO_ALL(DTYPE) \
+    UP_TO_SIX(DTYPE) TAKE(7, DTYPE) TAKE(8, DTYPE) TAKE(9, DTYPE) TAKE(10, DTYPE) TAKE(11, DTYPE) TAKE(12, DTYPE)
+#else
+#define UP_TO_ALL UP_TO_SIX
+#endif
+        if (dtype == FLOAT32)
+            switch (take) { UP_TO_ALL(FLOAT32) }
+        else if (dtype == BFLOAT16)
+            switch (take) { UP_TO_ALL(BFLOAT16) }
+        else
+            switch (take) { UP_TO_ALL(FLOAT16) }
+#undef UP_TO_ALL
+#undef UP_TO_SIX
+#undef TAKE
     }
 }
 
 /* ---- filling panels ---- */
 
-typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
-typedef int32_t lanes __attribute__((vector_size(16)));
-#define LOW (lanes){0, 4, 1, 5}
-#define HIGH (lanes){2, 6, 3, 7}
-#define FIRST (lanes){0, 1, 4, 5}
-#define SECOND (lanes){2, 3, 6, 7}
-
-/* W[n][k] -> panel[k][n], four rows at a time: more would fall on each other in the cache, their stride being even. */
-INLINE void transpose(int dtype, const struct matrices *w, long first, long k_first, long k_count, float *panel) {
-    for (int n = 0; n < PANEL; n += 4)
-        for (long k = 0; k < k_count; k += LANES) {
-            float wide[4][LANES];
-            for (int i = 0; i < 4; i++) *(vector *)wide[i] = load_row(dtype, w, first + n + i, k_first + k);
-            for (int i = 0; i < LANES; i += 4) {
-                quad a = *(quad *)&wide[0][i], b = *(quad *)&wide[1][i];
-                quad c = *(quad *)&wide[2][i], d = *(quad *)&wide[3][i];
-                quad ab_low = __builtin_shuffle(a, b, LOW), ab_high = __builtin_shuffle(a, b, HIGH);
-                quad cd_low = __builtin_shuffle(c, d, LOW), cd_high = __builtin_shuffle(c, d, HIGH);
-                float *to = panel + (k + i) * PANEL + n;
-                *(quad *)to = __builtin_shuffle(ab_low, cd_low, FIRST);
-                *(quad *)(to + PANEL) = __builtin_shuffle(ab_low, cd_low, SECOND);
-                *(quad *)(to + 2 * PANEL) = __builtin_shuffle(ab_high, cd_high, FIRST);
-                *(quad *)(to + 3 * PANEL) = __builtin_shuffle(ab_high, cd_high, SECOND);
-            }
-        }
+/* Values k .. k + LANES of row n, counted over all experts, as float32. */
+INLINE vector load_row(int dtype, const struct matrices *w, long n, long k) {
+    vector values = load_at(dtype, w->values, n * w->columns + k);
+    if (dtype < INT8) return values;
+    return bf16(w->scales[n * w->groups + (uint32_t)k / w->group]) * values;
 }
 
-/* Columns n .. n + PANEL of the expert and k_count values of k from k on, as one panel in float32. */
-INLINE void fill_panel(int dtype, int layout, const struct matrices *w, long expert, long n, long n_count, long k,
-                       long k_total, long k_count, float *panel) {
+/* LANES rows of as many words, transposed in place: rounds that interleave the rows' upper half with the lower one. */
+INLINE void transpose(words block[LANES]) {
+    static const int32_t NUMBERS[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const integers numbers = *(const integers *)NUMBERS, low = (numbers >> 1) + (numbers & 1) * LANES;
+#pragma GCC unroll 4
+    for (int round = 1; round < LANES; round *= 2) {
+        words mixed[LANES];
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            mixed[2 * i] = __builtin_shuffle(block[i], block[i + LANES / 2], low);
+            mixed[2 * i + 1] = __builtin_shuffle(block[i], block[i + LANES / 2], low + LANES / 2);
+        }
+        memcpy(block, mixed, sizeof mixed);
+    }
+}
+
+/* A panel's words word .. word + count of columns n .. n + PANEL of the expert. */
+INLINE void fill_panel(int dtype, int layout, const struct matrices *w, long expert, long n, long n_count, long word,
+                       long k_count, long count, uint32_t *panel) {
     if (layout == ROWS) {
-        transpose(dtype, w, expert * n_count + n, k, k_count, panel);
+        const long row = expert * n_count + n;
+        for (long i = 0; i < count; i += LANES)
+            for (int half = 0; half < PANEL; half += LANES) {
+                words block[LANES];
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; j++)
+                    block[j] = as_pairs(dtype)
+                                   ? *(const words *)at(dtype, w->values, (row + half + j) * k_count + 2 * (word + i))
+                                   : (words)load_row(dtype, w, row + half + j, word + i);
+                transpose(block);
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; j++) *(words *)(panel + (i + j) * PANEL + half) = block[j];
+            }
     } else if (layout == COLUMNS) {
-        for (long i = 0; i < k_count; i++)
-            for (int half = 0; half < PANEL; half += LANES)
-                *(vector *)(panel + i * PANEL + half) = load_row(dtype, w, expert * k_total + k + i, n + half);
+        for (long i = 0; i < count; i++)
+            for (int half = 0; half < PANEL; half += LANES) {
+                words *to = (words *)(panel + i * PANEL + half);
+                if (as_pairs(dtype)) {
+                    const long k = 2 * (word + i);
+                    const halves *even = (const halves *)at(dtype, w->values, (expert * k_count + k) * n_count + n + half);
+                    *to = __builtin_convertvector(*even, words);
+                    if (k + 1 < k_count)
+                        *to |= __builtin_convertvector(*(const halves *)((const uint16_t *)even + n_count), words) << 16;
+                } else {
+                    *to = (words)load_row(dtype, w, expert * k_count + word + i, n + half);
+                }
+            }
     } else {
-        const char *from = at(dtype, w->values, (expert * n_count + n) * k_total + k * PANEL);
-        for (long i = 0; i < k_count; i++)
-            load_panel(dtype, at(dtype, from, i * PANEL), (vector *)(panel + i * PANEL));
+        const int each = step_words(dtype);
+        const char *from = at(dtype, w->values, (expert * n_count + n) * k_count + word * PANEL);
+        for (long i = 0; i < count; i += each, from += step_bytes(dtype)) {
+            words step[2][2];
+            load_step(dtype, from, step);
+            memcpy(panel + i * PANEL, step, each * PANEL * 4);
+        }
     }
 }
 
 /* ---- dot products ---- */
 
-/* bfloat16 weights arrive as even and odd values of k; x is put in the same order once. */
-INLINE void pair_up(const float *x, float *paired, long k_count) {
-    for (long k = 0; k < k_count; k += 2 * LANES)
-        for (int lane = 0; lane < LANES; lane++) {
-            paired[k + lane] = x[k + 2 * lane];
-            paired[k + LANES + lane] = x[k + 2 * lane + 1];
-        }
+/* The sum of all lanes. */
+INLINE float total(vector v) {
+    static const int32_t NUMBERS[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) v += __builtin_shuffle(v, *(const integers *)NUMBERS + half);
+    return v[0];
 }
 
-/* Four columns, `apart` from one another: memory is read faster as a few long streams than as one. w_stride lies
+/* Four columns, `apart` from one another: memory is read faster as a few long streams than as one. w_stride values lie
    between their weights. */
-INLINE void dot(int rows, int dtype, const float *x, long x_stride, const void *w, long w_stride, long k_count,
+INLINE void dot(int rows, int dtype, const uint32_t *x, long x_stride, const char *w, long w_stride, long count,
                 float *out, long out_stride, long apart) {
+    const int vectors = as_pairs(dtype) ? 1 : 2; /* of words in 2 * LANES values */
     vector sums[3][4];
     for (int m = 0; m < rows; m++)
         for (int n = 0; n < 4; n++) sums[m][n] = (vector){0};
-    for (long k = 0; k < k_count; k += 2 * LANES) {
+    for (long i = 0; i < count; i += vectors * LANES, w += 2 * LANES * bits_of(dtype) / 8) {
 #pragma GCC unroll 4
         for (int n = 0; n < 4; n++) {
-            vector pair[2];
-            if (dtype == BFLOAT16) {
-                load_paired(at(dtype, w, n * w_stride + k), pair);
+            const char *from = at(dtype, w, n * w_stride);
+            words some[2];
+            if (as_pairs(dtype)) {
+                some[0] = *(const words *)from;
+            } else if (dtype == BFLOAT16) {
+                widen(*(const words *)from, some);
             } else {
-                pair[0] = load(dtype, at(dtype, w, n * w_stride + k));
-                pair[1] = load(dtype, at(dtype, w, n * w_stride + k + LANES));
+                some[0] = (words)load(dtype, from);
+                some[1] = (words)load(dtype, at(dtype, from, LANES));
             }
 #pragma GCC unroll 3
-            for (int m = 0; m < rows; m++) {
-                sums[m][n] += pair[0] * *(const vector *)(x + m * x_stride + k);
-                sums[m][n] += pair[1] * *(const vector *)(x + m * x_stride + k + LANES);
-            }
+            for (int m = 0; m < rows; m++)
+#pragma GCC unroll 2
+                for (int j = 0; j < vectors; j++)
+                    sums[m][n] = multiply_add(dtype, *(const words *)(x + m * x_stride + i + j * LANES), some[j],
+                                              sums[m][n]);
         }
     }
     for (int m = 0; m < rows; m++)
-        for (int n = 0; n < 4; n++)
-            for (int lane = 0; lane < LANES; lane++) out[m * out_stride + n * apart] += sums[m][n][lane];
+        for (int n = 0; n < 4; n++) out[m * out_stride + n * apart] += total(sums[m][n]);
 }
 
-INLINE void dots(int dtype, const float *x, long x_stride, long rows, const void *w, long w_stride, long k_count,
+INLINE void dots(int dtype, const uint32_t *x, long x_stride, long rows, const char *w, long w_stride, long count,
                  float *out, long out_stride, long apart) {
     for (long left = (rows + 2) / 3, take; left > 0; left--, rows -= take) {
         take = (rows + left - 1) / left;
         switch (take) {
-#define CASE(ROWS) case ROWS: dot(ROWS, dtype, x, x_stride, w, w_stride, k_count, out, out_stride, apart); break;
+#define CASE(ROWS) case ROWS: dot(ROWS, dtype, x, x_stride, w, w_stride, count, out, out_stride, apart); break;
             CASE(1) CASE(2) CASE(3)
 #undef CASE
         }
@@ -224,101 +342,181 @@ INLINE void dots(int dtype, const float *x, long x_stride, long rows, const void
     }
 }
 
-/* ---- one expert, columns first .. last ---- */
+/* ---- a chunk: one expert, columns first .. last ---- */
 
-INLINE void columns_of(int dtype, int layout, long expert, long rows, long n_count, long k_count, const float *x,
-                       const struct matrices *matrices, float *out, long first, long last) {
-    const char *w = at(dtype, matrices->values, expert * n_count * k_count);
-    _Alignas(64) float scratch[CHUNK * BLOCK_K];
-    for (long m = 0; m < rows; m++)
-        for (long n = first; n < last; n++) out[m * n_count + n] = 0;
-    if (layout == ROWS && dtype < INT8 && rows <= DOT_ROWS) {
-        const long deepest = CHUNK * BLOCK_K / rows & -2 * LANES; /* rows of x fit where a block of panels does */
-        for (long k = 0; k < k_count; k += deepest) {
-            long depth = smaller(deepest, k_count - k);
-            const float *x_k = x + k;
-            if (dtype == BFLOAT16) {
-                for (long m = 0; m < rows; m++) pair_up(x + m * k_count + k, scratch + m * depth, depth);
-                x_k = scratch;
-            }
-            const long apart = (last - first) / 4;
-            for (long n = first; n < first + apart; n++)
-                dots(dtype, x_k, dtype == BFLOAT16 ? depth : k_count, rows, at(dtype, w, n * k_count + k),
-                     apart * k_count, depth, out + n, n_count, apart);
-        }
-    } else if (layout == PANELS && rows <= DIRECT_ROWS) {
-        const long row_bytes = PANEL * bits_of(dtype) / 8, beside = k_count * row_bytes;
-        for (long n = first, width; n < last; n += width) {
-            long panels = (last - n) / PANEL;
-            width = rows == 1 && panels >= 4 ? 4 * PANEL : rows <= 3 && panels >= 2 ? 2 * PANEL : PANEL;
-            for (long k = 0; k < k_count; k += DIRECT_BYTES / row_bytes) {
-                const float *x_k = x + k;
-                const char *w_k = at(dtype, w, n * k_count + k * PANEL);
-                long depth = smaller(DIRECT_BYTES / row_bytes, k_count - k);
-                float *out_n = out + n;
+struct chunk {
+    long expert, first, last;
+};
+
+/* Where words word .. word + count of a panel's columns, from n on, lie in memory. */
+INLINE struct later block_at(int dtype, int layout, const struct matrices *w, long expert, long n, long n_count,
+                             long word, long k_count, long count) {
+    const long k = as_pairs(dtype) ? 2 * word : word, depth = as_pairs(dtype) ? 2 * count : count;
+    const long row = (expert * n_count + n) * k_count, bits = bits_of(dtype);
+    if (layout == ROWS)
+        return (struct later){at(dtype, w->values, row + k), PANEL, depth * bits / 8, k_count * bits / 8, 0};
+    if (layout == COLUMNS)
+        return (struct later){at(dtype, w->values, (expert * k_count + k) * n_count + n), depth, PANEL * bits / 8,
+                              n_count * bits / 8, 0};
+    return (struct later){at(dtype, w->values, row + k * PANEL), 1, depth * PANEL * bits / 8, 0, 0};
+}
+
+/* Few rows of packed weights: as many panels side by side as the registers allow. */
+INLINE void side_by_side(int dtype, long rows, long n_count, const uint32_t *x, long all_words, const char *w,
+                         float *out, long columns) {
+    const int each = step_words(dtype);
+    const long bytes = step_bytes(dtype), beside = all_words / each * bytes, block = PANEL_BYTES / bytes * each;
+    for (long n = 0, panels; n < columns; n += panels * PANEL) {
+        panels = (columns - n) / PANEL;
+        panels = rows == 1 && panels >= 4 ? 4 : panels >= 2 ? 2 : 1;
+        for (long i = 0; i < all_words; i += block) {
+            const uint32_t *x_i = x + i * rows;
+            const char *w_i = w + n / PANEL * beside + i / each * bytes;
+            const long steps = smaller(block, all_words - i) / each;
+            switch (4 * rows + panels) {
 #define CASE(ROWS, PANELS) \
-    tile(ROWS, PANELS, dtype, w_k + PREFETCH_BYTES, LINE / row_bytes, x_k, k_count, w_k, beside, depth, out_n, n_count)
-                if (width == 4 * PANEL) CASE(1, 4);
-                else if (width == PANEL) tiles(dtype, 1, x_k, k_count, rows, w_k, depth, out_n, n_count);
-                else if (rows == 1) CASE(1, 2);
-                else if (rows == 2) CASE(2, 2);
-                else CASE(3, 2);
+    case 4 * ROWS + PANELS: tile(ROWS, PANELS, dtype, x_i, w_i, beside, steps, out + n, n_count, NULL, 0); break;
+                CASE(1, 1) CASE(1, 2) CASE(1, 4) CASE(2, 1) CASE(2, 2) CASE(3, 1) CASE(3, 2)
 #undef CASE
             }
-        }
-    } else {
-        for (long k = 0; k < k_count; k += BLOCK_K) {
-            long depth = smaller(BLOCK_K, k_count - k);
-            for (long n = first; n < last; n += PANEL)
-                fill_panel(dtype, layout, matrices, expert, n, n_count, k, k_count, depth,
-                           scratch + (n - first) * BLOCK_K);
-            for (long m = 0; m < rows; m += BLOCK_ROWS)
-                for (long n = first; n < last; n += PANEL)
-                    tiles(FLOAT32, 0, x + m * k_count + k, k_count, smaller(BLOCK_ROWS, rows - m),
-                          (const char *)(scratch + (n - first) * BLOCK_K), depth, out + m * n_count + n, n_count);
         }
     }
 }
 
-INLINE void add_bias(int dtype, const void *bias, long rows, long n_count, float *out, long first, long last) {
-    for (long n = first; n < last; n++) {
-        float added = element(dtype, bias, n);
-        for (long m = 0; m < rows; m++) out[m * n_count + n] += added;
+/* `next` is the chunk that the same thread takes after this one, or NULL. */
+INLINE void columns_of(int dtype, int layout, const struct chunk *chunk, const struct chunk *next, long rows,
+                       long n_count, long k_count, const uint32_t *x, const struct matrices *matrices, float *out) {
+    const long expert = chunk->expert, first = chunk->first, last = chunk->last, all_words = words_of(dtype, k_count);
+    const char *w = at(dtype, matrices->values, expert * n_count * k_count);
+    if (takes_dots(dtype, layout, rows)) {
+        const long deepest = 2 * CHUNK * BLOCK_K / rows & -2 * LANES; /* rows of x stay in the L2 cache */
+        const long apart = (last - first) / 4, values = as_pairs(dtype) ? 2 : 1;
+        for (long i = 0; i < all_words; i += deepest)
+            for (long n = first; n < first + apart; n++)
+                dots(dtype, x + i, all_words, rows, at(dtype, w, n * k_count + i * values), apart * k_count,
+                     smaller(deepest, all_words - i), out + n, n_count, apart);
+        return;
     }
+    const int is_ready = layout == PANELS && (dtype == FLOAT32 || as_pairs(dtype));
+    const int is_direct = is_ready || (layout == PANELS && rows <= WIDENED_ROWS);
+    if (is_direct && rows <= 3) {
+        side_by_side(dtype, rows, n_count, x, all_words, at(dtype, w, first * k_count), out + first, last - first);
+        return;
+    }
+    _Alignas(64) uint32_t scratch[CHUNK * BLOCK_K];
+    const int panel_dtype = is_direct || as_pairs(dtype) ? dtype : FLOAT32;
+    const int each = step_words(panel_dtype);
+    const long block = PANEL_BYTES / step_bytes(panel_dtype) * each, count = tiles_of(rows);
+    for (long word = 0; word < all_words; word += block) {
+        const long depth = smaller(block, all_words - word), after = word + depth;
+        if (!is_direct)
+            for (long n = first; n < last; n += PANEL)
+                fill_panel(dtype, layout, matrices, expert, n, n_count, word, k_count, depth,
+                           scratch + (n - first) * BLOCK_K);
+        for (long t = 0, until; t < count; t = until) {
+            until = smaller(t + BLOCK_TILES, count);
+            for (long n = first; n < last; n += PANEL) {
+                /* What comes after this panel: of packed ones the next, else the same one's block that is filled next. */
+                struct later later = {0};
+                if (t == 0 && is_direct && n + PANEL < last)
+                    later = block_at(dtype, layout, matrices, expert, n + PANEL, n_count, word, k_count, depth);
+                else if (t == 0 && after < all_words)
+                    later = block_at(dtype, layout, matrices, expert, is_direct ? first : n, n_count, after, k_count,
+                                     smaller(block, all_words - after));
+                else if (t == 0 && next)
+                    later = block_at(dtype, layout, matrices, next->expert, next->first + (is_direct ? 0 : n - first),
+                                     n_count, 0, k_count, smaller(block, all_words));
+                const char *panel = is_direct ? block_at(dtype, layout, matrices, expert, n, n_count, word, k_count, 0).row
+                                              : (const char *)(scratch + (n - first) * BLOCK_K);
+                tiles(panel_dtype, t, until, rows, x, all_words, word, panel, depth / each, out + n, n_count, &later,
+                      later.rows * later.row_bytes / LINE / until);
+            }
+        }
+    }
+}
+
+/* The next chunk of an expert with rows that no thread has taken; past the last one `expert` is `experts`. */
+static void take(long *taken, long experts, const int32_t *offsets, long n_count, struct chunk *chunk) {
+    const long chunks = (n_count + CHUNK - 1) / CHUNK;
+    do {
+        long task;
+#pragma omp atomic capture
+        task = (*taken)++;
+        chunk->expert = smaller(task / chunks, experts);
+        chunk->first = task % chunks * CHUNK;
+        chunk->last = smaller(chunk->first + CHUNK, n_count);
+    } while (chunk->expert < experts && offsets[chunk->expert] == offsets[chunk->expert + 1]);
 }
 
 /* ---- what Python calls ---- */
 
 int panel_width(void) { return PANEL; }
 
+int multiplies_pairs(void) { return MULTIPLIES_PAIRS; }
+
 /* n_count, and k_count but for COLUMNS, are multiples of PANEL; everything is contiguous; offsets[0] is 0.
-   INT8 and INT4: no PANELS; `group` values of a stored row share one of the bfloat16 `scales`. */
-void grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long experts, long n_count, long k_count,
-                  long group, const int32_t *offsets, const float *x, const void *w, const uint16_t *scales,
-                  const void *bias, float *out) {
-    const long columns = layout == COLUMNS ? n_count : k_count;
+   INT8 and INT4: no PANELS; `group` values of a stored row share one of the bfloat16 `scales`.
+   Returns 0, or 1 where there is no memory for the arranged x. */
+int grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long experts, long n_count, long k_count,
+                 long group, const int32_t *offsets, const float *x, const void *w, const uint16_t *scales,
+                 const void *bias, float *out) {
+    const long columns = layout == COLUMNS ? n_count : k_count, row_words = words_of(dtype, k_count);
     const struct matrices matrices = {w, scales, columns, columns / group, group};
-    long chunks = (n_count + CHUNK - 1) / CHUNK;
+    long taken = 0;
+    uint32_t *arranged = malloc((offsets[experts] * row_words + LANES) * sizeof *arranged);
+    if (!arranged) return 1;
     if (offsets[experts] * n_count * k_count < WORTH_A_TEAM) threads = 1;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long task = 0; task < experts * chunks; task++) {
-        long expert = task / chunks, first = task % chunks * CHUNK, last = smaller(first + CHUNK, n_count);
-        long start = offsets[expert], rows = offsets[expert + 1] - offsets[expert];
-        if (rows == 0) continue;
-        const float *x_rows = x + start * k_count;
-        float *out_rows = out + start * n_count;
+#define OF_DTYPE(FUNCTION, ...) \
+    if (dtype == FLOAT32) FUNCTION(FLOAT32, __VA_ARGS__); \
+    else if (dtype == BFLOAT16) FUNCTION(BFLOAT16, __VA_ARGS__); \
+    else FUNCTION(FLOAT16, __VA_ARGS__)
+#pragma omp parallel num_threads(threads)
+    {
+        for (long expert = 0; expert < experts; expert++) {
+            const long start = offsets[expert], rows = offsets[expert + 1] - start;
+            const float *x_rows = x + start * k_count;
+            uint32_t *to = arranged + start * row_words;
+            if (takes_dots(dtype, layout, rows)) {
+#pragma omp for nowait
+                for (long m = 0; m < rows; m++) {
+                    OF_DTYPE(arrange_row, x_rows + m * k_count, k_count, to + m * row_words);
+                }
+            } else {
+                const long count = tiles_of(rows);
+#pragma omp for nowait
+                for (long t = 0; t < count; t++) {
+                    const long m = rows * t / count, take = rows * (t + 1) / count - m;
+                    OF_DTYPE(arrange_tile, x_rows + m * k_count, take, k_count, to + m * row_words);
+                }
+            }
+        }
+#pragma omp barrier
+        struct chunk chunk, next;
+        take(&taken, experts, offsets, n_count, &next);
+        while (chunk = next, chunk.expert < experts) {
+            take(&taken, experts, offsets, n_count, &next);
+            const struct chunk *after = next.expert < experts ? &next : NULL;
+            const long start = offsets[chunk.expert], rows = offsets[chunk.expert + 1] - start;
+            const uint32_t *x_rows = arranged + start * row_words;
+            float *out_rows = out + start * n_count, biases[CHUNK] = {0};
+            for (long n = chunk.first; bias && n < chunk.last; n++)
+                biases[n - chunk.first] = element(bias_dtype, bias, chunk.expert * n_count + n);
+            for (long m = 0; m < rows; m++)
+                memcpy(out_rows + m * n_count + chunk.first, biases, (chunk.last - chunk.first) * sizeof *out);
 #define CASE(DTYPE, LAYOUT) \
-    columns_of(DTYPE, LAYOUT, expert, rows, n_count, k_count, x_rows, &matrices, out_rows, first, last)
+    columns_of(DTYPE, LAYOUT, &chunk, after, rows, n_count, k_count, x_rows, &matrices, out_rows)
 #define PLAIN(DTYPE) if (layout == ROWS) CASE(DTYPE, ROWS); else CASE(DTYPE, COLUMNS)
 #define PLAIN_OR_PACKED(DTYPE) if (layout == PANELS) CASE(DTYPE, PANELS); else PLAIN(DTYPE)
-        if (dtype == FLOAT32) { PLAIN_OR_PACKED(FLOAT32); }
-        else if (dtype == BFLOAT16) { PLAIN_OR_PACKED(BFLOAT16); }
-        else if (dtype == FLOAT16) { PLAIN_OR_PACKED(FLOAT16); }
-        else if (dtype == INT8) { PLAIN(INT8); }
-        else { PLAIN(INT4); }
+            if (dtype == FLOAT32) { PLAIN_OR_PACKED(FLOAT32); }
+            else if (dtype == BFLOAT16) { PLAIN_OR_PACKED(BFLOAT16); }
+            else if (dtype == FLOAT16) { PLAIN_OR_PACKED(FLOAT16); }
+            else if (dtype == INT8) { PLAIN(INT8); }
+            else { PLAIN(INT4); }
 #undef PLAIN_OR_PACKED
 #undef PLAIN
 #undef CASE
-        if (bias) add_bias(bias_dtype, at(bias_dtype, bias, expert * n_count), rows, n_count, out_rows, first, last);
+        }
     }
+    free(arranged);
+    return 0;
 }

@@ -2,12 +2,13 @@
 
     out_RN[r] = W_e @ rows_RK[r] + bias_EN[e]      for every row r of expert e, offsets_E[e] <= r < offsets_E[e + 1]
 
-| rows of an expert | 16 or 32 bits | with native 16-bit products | 8 or 4 bits | not compiled |
+| rows of an expert | 16 or 32 bits | 16 bits with AMX | 8 or 4 bits | not compiled |
 |---|---|---|---|---|
 | few | compiled | compiled | compiled, in integers | torch, on weights widened block by block |
 | many | compiled | torch, in 16 bits | compiled | torch, the same |
 
-Rows and results are float32 (float64 for float64 rows), so nothing is rounded between an expert's two products.
+Rows and results are float32 (float64 for float64 rows). Nothing is rounded between an expert's two products, but where
+the processor multiplies 16-bit weights as they are: there rows are rounded to their dtype first.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from moe_codegen_kernels.cpu import compiled
 from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.records import Matrices
 
-MANY_ROWS = 48  # rows of an expert from which native 16-bit products beat reading the weights into float32
+MANY_ROWS = 48  # rows of an expert from which torch's products in tile registers are taken
 FEW_ROWS = 32  # rows of an expert up to which reading quantised weights once outweighs the speed of a dense product
 BLOCK_BYTES = 2**21  # of widened weights: they stay in the cache until they are multiplied
 
@@ -71,9 +72,8 @@ def product(
         compiled.grouped_gemm(rows_RK, matrices, layout, bias_EN, offsets_E, out_RN)
     else:
         for expert, rows in touched(offsets_E):
-            _multiply(rows_RK[rows], matrices[expert], transposed, out_RN[rows])
-            if bias_EN is not None:
-                out_RN[rows] += bias_EN[expert]
+            bias_N = None if bias_EN is None else bias_EN[expert]
+            _multiply(rows_RK[rows], matrices[expert], bias_N, transposed, out_RN[rows])
     return out_RN
 
 
@@ -88,22 +88,33 @@ def outer_product(left_MN: Tensor, right_MK: Tensor, out_NK: Tensor) -> None:
 
 
 def _better_in_16_bits(matrices: Matrices, offsets_E: Tensor) -> bool:
-    return isinstance(matrices, Tensor) and compiled.is_native(matrices.dtype) and most_rows(offsets_E) >= MANY_ROWS
+    return (
+        isinstance(matrices, Tensor) and compiled.torch_is_faster(matrices.dtype) and most_rows(offsets_E) >= MANY_ROWS
+    )
 
 
-def _multiply(rows_MK: Tensor, matrix: Matrices, transposed: bool, out_MN: Tensor) -> None:
-    """out_MN = rows_MK @ matrix.T, or rows_MK @ matrix. `out=` keeps an enclosing autocast from casting anything."""
+def _multiply(rows_MK: Tensor, matrix: Matrices, bias_N: Tensor | None, transposed: bool, out_MN: Tensor) -> None:
+    """out_MN = rows_MK @ matrix.T + bias_N, or @ matrix. `out=` keeps an enclosing autocast from casting anything."""
     if isinstance(matrix, Quantised) and transposed:
         matrix = matrix.to(rows_MK.dtype)
     if isinstance(matrix, Tensor) and transposed:
         matrix = matrix.T
+    if isinstance(matrix, Tensor) and matrix.dtype != rows_MK.dtype and compiled.torch_is_native(matrix.dtype):
+        # The bias is added before the sum is rounded: a sum that it cancels would be left with the wrong sign.
+        narrow_MK = rows_MK.to(matrix.dtype)
+        narrow_MN = narrow_MK.new_empty(out_MN.shape)
+        if bias_N is None:
+            torch.mm(narrow_MK, matrix.T, out=narrow_MN)
+        else:
+            torch.addmm(bias_N.to(matrix.dtype), narrow_MK, matrix.T, out=narrow_MN)
+        out_MN.copy_(narrow_MN)
+        return
     if isinstance(matrix, Tensor) and matrix.dtype == rows_MK.dtype:
         torch.mm(rows_MK, matrix.T, out=out_MN)
-    elif isinstance(matrix, Tensor) and compiled.is_native(matrix.dtype):
-        narrow_MK = rows_MK.to(matrix.dtype)
-        out_MN.copy_(torch.mm(narrow_MK, matrix.T, out=narrow_MK.new_empty(out_MN.shape)))
     else:
         block = max(1, BLOCK_BYTES // (rows_MK.element_size() * matrix.shape[1]))
         for start in range(0, matrix.shape[0], block):
             columns = slice(start, start + block)
             torch.mm(rows_MK, matrix[columns].to(rows_MK.dtype).T, out=out_MN[:, columns])
+    if bias_N is not None:
+        out_MN += bias_N

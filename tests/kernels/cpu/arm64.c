@@ -9,7 +9,7 @@ enum { EXPERTS = 3, N = 64, K = 128, M = 46, LEAST_GROUP = 32 };
 static const int32_t OFFSETS[EXPERTS + 1] = {0, 5, 5, M};  /* few rows, none, and many */
 
 int panel_width(void);
-void grouped_gemm(int, int, int, int, long, long, long, long, const int32_t *, const float *, const void *,
+int grouped_gemm(int, int, int, int, long, long, long, long, const int32_t *, const float *, const void *,
                   const uint16_t *, const void *, float *);
 int quantised_linear(int, int, int, long, long, long, long, const int32_t *, const float *, const int8_t *,
                      const uint16_t *, const void *, float *);
@@ -43,9 +43,9 @@ static float store(int dtype, long index, int value) {
 static long place(int dtype, int layout, long e, long n, long k) {
     if (layout == ROWS) return (e * N + n) * K + k;
     if (layout == COLUMNS) return (e * K + k) * N + n;
-    long width = panel_width(), column = n % width, half = width / 2;
-    if (dtype == BFLOAT16) column = 2 * (column % half) + column / half;
-    return ((e * N + n) / width * K + k) * width + column;
+    long width = panel_width(), panel = (e * N + n) / width * width * K;
+    if (dtype == BFLOAT16) return panel + (k / 2 * width + n % width) * 2 + k % 2;
+    return panel + k * width + n % width;
 }
 
 static double error(void) {

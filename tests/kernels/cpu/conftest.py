@@ -1,10 +1,9 @@
-"""The two ways of the CPU kernels: compiled here for this processor, and through torch alone."""
+"""The ways of the CPU kernels: compiled here for each processor this one can stand in for, and through torch alone."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
-import torch
 
 from moe_codegen_kernels.cpu import compiled
 
@@ -20,21 +19,34 @@ def build_cpu():
     return module
 
 
+# This processor's build, and those of lesser ones, which it runs as well.
+LESSER = {"AVX512_BF16": ("AVX512", "AVX2"), "AVX512": ("AVX2",)}
+CAPABILITIES = [compiled.capability(), *LESSER.get(compiled.capability(), ())]
+
+
 @pytest.fixture(scope="session")
 def compiled_folder(build_cpu, tmp_path_factory):
-    build = compiled.BUILDS.get(torch.backends.cpu.get_cpu_capability())
+    builds = tuple(compiled.BUILDS[capability] for capability in CAPABILITIES if capability in compiled.BUILDS)
     folder = tmp_path_factory.mktemp("compiled")
-    if build is None or not build_cpu.compile_kernels(folder, (build,)):
+    if not builds or not build_cpu.compile_kernels(folder, builds):
         pytest.skip("no C compiler for this processor's kernel")
     return folder
 
 
-@pytest.fixture(params=["compiled", "torch"])
+@pytest.fixture(params=[*CAPABILITIES, "torch"])
 def cpu_path(request, monkeypatch, tmp_path):
-    """Run the test on each way; its name."""
-    folder = request.getfixturevalue("compiled_folder") if request.param == "compiled" else tmp_path
+    """Run the test on each way: compiled for a processor, and through torch alone; its name."""
+    folder = tmp_path if request.param == "torch" else request.getfixturevalue("compiled_folder")
     monkeypatch.setattr(compiled, "FOLDER", folder)
-    caches = (compiled.load, compiled._library, compiled.panel_width, compiled._quantised)
+    if request.param != "torch":
+        monkeypatch.setattr(compiled, "capability", lambda: request.param)
+    caches = (
+        compiled.load,
+        compiled._library,
+        compiled._quantised,
+        compiled.panel_width,
+        compiled.multiplies_pairs,
+    )
     for cache in caches:
         cache.cache_clear()
     yield request.param

@@ -8,10 +8,11 @@ import torch
 
 from moe_codegen_kernels import oracle, pack_matrices, packed_expert_ffn, unpack_matrices, why_not_packed
 from moe_codegen_kernels.cpu import compiled
+from tests.kernels.cpu.conftest import CAPABILITIES
 from tests.kernels.problems import LOADS, eager_expert_ffn, make_problem, relative_error
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-pytestmark = [pytest.mark.usefixtures("cpu_path"), pytest.mark.parametrize("cpu_path", ["compiled"], indirect=True)]
+pytestmark = [pytest.mark.usefixtures("cpu_path"), pytest.mark.parametrize("cpu_path", CAPABILITIES, indirect=True)]
 
 
 def packed_of(problem):
@@ -55,11 +56,11 @@ def test_packing_moves_every_number_once_and_unpacking_brings_it_back(dtype):
 def test_the_place_of_a_number_is_as_documented():
     panel = compiled.panel_width()
     matrices_ENK = torch.randn(2, 2 * panel, 64)
-    for dtype in (torch.float32, torch.bfloat16):
-        packed = pack_matrices(matrices_ENK.to(dtype))
-        for j in range(panel):
-            place = (2 * j if j < panel // 2 else 2 * (j - panel // 2) + 1) if dtype == torch.bfloat16 else j
-            assert torch.equal(packed[1, 1, :, place], matrices_ENK[1, panel + j].to(dtype))
+    floats = pack_matrices(matrices_ENK)
+    words = pack_matrices(matrices_ENK.bfloat16()).view(2, 2, 32, panel, 2)
+    for j in range(panel):
+        assert torch.equal(floats[1, 1, :, j], matrices_ENK[1, panel + j])
+        assert torch.equal(words[1, 1, :, j], matrices_ENK[1, panel + j].bfloat16().view(32, 2))
 
 
 def test_compiled_without_graph_breaks():
@@ -87,9 +88,9 @@ def test_what_cannot_be_packed_is_said(matrices, reason):
     assert reason in why_not_packed(matrices)
 
 
-def test_what_torch_multiplies_natively_stays_plain(monkeypatch):
-    monkeypatch.setattr("moe_codegen_kernels.packed.is_native", lambda dtype: dtype == torch.bfloat16)
-    assert "natively" in why_not_packed(torch.empty(2, 64, 64, dtype=torch.bfloat16))
+def test_what_torch_multiplies_faster_stays_plain(monkeypatch):
+    monkeypatch.setattr("moe_codegen_kernels.packed.torch_is_faster", lambda dtype: dtype == torch.bfloat16)
+    assert "faster" in why_not_packed(torch.empty(2, 64, 64, dtype=torch.bfloat16))
     assert why_not_packed(torch.empty(2, 64, 64)) is None
 
 
