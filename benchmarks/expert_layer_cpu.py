@@ -4,6 +4,7 @@ limit = max(FLOPs / GEMM peak, bytes of the touched experts / streaming bandwidt
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from benchmarks.shapes import SHAPES
 from moe_codegen.moe import Experts
 from moe_codegen_kernels import describe_cpu_path, pack_matrices, packed_expert_ffn
 from moe_codegen_kernels.cpu.compiled import panel_width
+from moe_codegen_kernels.cpu.products import product
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACT2FN_NAME = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "silu": "silu", "relu": "relu"}  # transformers'
@@ -42,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 @torch.no_grad()
 def run(options: argparse.Namespace) -> Result:
     """The best of the runs that fit into the time; the first checks the result."""
-    bandwidth, peak = read_bandwidth(), _peak(options.seconds)
+    bandwidth = read_bandwidth()
+    peaks = {name: _peak(DTYPES[name], options.seconds) for name in options.dtypes}
     rows: list[Row] = []
     for name in options.dtypes:
         layer = make_layer(SHAPES[options.shape], 1, "balanced", "cpu", DTYPES[name])
@@ -53,10 +56,11 @@ def run(options: argparse.Namespace) -> Result:
                 each.ids_TK, each.weights_TK = layer.shape.routing(tokens, "balanced", "cpu")
             if packed is not None:
                 packed.hidden_TD = layer.hidden_TD
-            rows += _rows(name, layer, packed, options.seconds, bandwidth, peak)
+            rows += _rows(name, layer, packed, options.seconds, bandwidth, peaks[name])
     notes = [
         describe_cpu_path(),
-        f"streaming bandwidth {bandwidth / 1e9:.1f} GB/s, GEMM peak {peak / 1e9:.0f} GFLOP/s in float32 sums, "
+        f"streaming bandwidth {bandwidth / 1e9:.1f} GB/s, GEMM peak "
+        f"{', '.join(f'{peak / 1e9:.0f} GFLOP/s {name}' for name, peak in peaks.items())}, "
         f"{torch.get_num_threads()} threads",
         "best of the runs, in ms; `of limit`: the limit's time over the measured one",
     ]
@@ -198,19 +202,20 @@ def _best(step: Callable[[], Any], seconds: float) -> tuple[float, Any]:
     return min(times), out
 
 
-def _peak(seconds: float) -> float:
-    """FLOPs per second of the fastest product of 2048 rows with an 8192 x 2048 matrix of float32, packed or not."""
-    x_MK, matrix_NK = torch.randn(PEAK_ROWS, 2048), torch.randn(8192, 2048)
-    products = [lambda: x_MK @ matrix_NK.T]
-    if panel_width():
-        from moe_codegen_kernels.cpu.products import product
-
-        packed, offsets_E = pack_matrices(matrix_NK[None]), torch.tensor([0, PEAK_ROWS], dtype=torch.int32)
-        products.append(lambda: product(x_MK, packed, None, offsets_E))
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        reordered = torch.ops.mkldnn._reorder_linear_weight(matrix_NK, PEAK_ROWS)
-        products.append(lambda: torch.ops.mkldnn._linear_pointwise(x_MK, reordered, None, "none", [], ""))
-    flops = 2 * PEAK_ROWS * matrix_NK.numel()
+def _peak(dtype: torch.dtype, seconds: float) -> float:
+    """FLOPs per second of the fastest product of 2048 rows with an 8192 x 2048 matrix: of `dtype`, or widened before."""
+    products = []
+    for kind in {dtype, torch.float32}:
+        x_MK, matrix_NK = torch.randn(PEAK_ROWS, 2048).to(kind), torch.randn(8192, 2048).to(kind)
+        products.append(functools.partial(torch.mm, x_MK, matrix_NK.T))
+        if panel_width():
+            offsets_E = torch.tensor([0, PEAK_ROWS], dtype=torch.int32)
+            products.append(functools.partial(product, x_MK.float(), pack_matrices(matrix_NK[None]), None, offsets_E))
+        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+            reordered = torch.ops.mkldnn._reorder_linear_weight(matrix_NK, PEAK_ROWS)
+            fused = torch.ops.mkldnn._linear_pointwise
+            products.append(functools.partial(fused, x_MK, reordered, None, "none", [], ""))
+    flops = 2 * PEAK_ROWS * 2048 * 8192
     return flops / min(_best(each, max(seconds, 2.0))[0] for each in products)
 
 

@@ -1,7 +1,7 @@
-"""`linear`: what `F.linear` computes, at inference through the compiled CPU kernel where torch has no fast product.
+"""`linear`: what `F.linear` computes, at inference through the compiled CPU kernel where that is faster than torch.
 
-Without native 16-bit products in the processor, and in float32 with few rows, the experts' kernel is several times
-faster than torch's. It sums in float32 and rounds once.
+It is for few rows in every dtype, for any number of 16 bits that torch has to widen, and of float32 with AVX-512, where
+it was twice as fast on an AMD processor. It sums in float32 and rounds once.
 
     M rows, K input features, N output features.
 """
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from moe_codegen_kernels.cpu import compiled
 
-FEW_ROWS = 64  # up to which our product of float32 was faster, but for one row of one of four shapes (0.88)
+FEW_ROWS = 64  # up to which the compiled product was faster where torch has a fast one, at all shapes of SantaCoder
+AVX512_PANEL = 32
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -38,12 +39,19 @@ def linear_op(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     rows_MK = x.reshape(-1, x.shape[-1]).float()
     out_MN = rows_MK.new_empty(rows_MK.shape[0], weight_NK.shape[0])
     matrix_1NK, bias_1N = weight_NK[None], None if bias_N is None else bias_N[None]
-    is_slower = compiled.torch_is_native(x.dtype) or (x.dtype == torch.float32 and rows_MK.shape[0] > FEW_ROWS)
+    is_slower = rows_MK.shape[0] > FEW_ROWS and has_fast_product(x.dtype)
     if is_slower or not compiled.takes(rows_MK, matrix_1NK, compiled.ROWS, out_MN):
         return F.linear(x, weight_NK, bias_N)
     bounds = torch.tensor([0, rows_MK.shape[0]], dtype=torch.int32)
     compiled.grouped_gemm(rows_MK, matrix_1NK, compiled.ROWS, bias_1N, bounds, out_MN)
     return out_MN.to(x.dtype).view(*x.shape[:-1], weight_NK.shape[0])
+
+
+def has_fast_product(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies many rows of `dtype` faster than the compiled kernel."""
+    if dtype == torch.float32:
+        return compiled.panel_width() < AVX512_PANEL
+    return compiled.torch_is_native(dtype)
 
 
 @torch.library.register_fake("moe_codegen::linear")

@@ -118,6 +118,13 @@ def torch_is_native(dtype: torch.dtype) -> bool:
     return torch_is_faster(dtype) or (dtype == torch.bfloat16 and bool(torch.cpu._is_avx512_bf16_supported()))
 
 
+def rounds_rows(dtype: torch.dtype) -> bool:
+    """Whether weights of 16 bits are multiplied as they are, for which rows are rounded to their dtype."""
+    if isinstance(_library(), str):
+        return torch_is_native(dtype)
+    return dtype == torch.bfloat16 and multiplies_pairs()
+
+
 def takes(rows_RK: Tensor, matrices: Matrices, layout: int, out_RN: Tensor) -> bool:
     """Whether the compiled kernel can multiply these: float32 rows, whole panels, everything contiguous."""
     panel = panel_width()

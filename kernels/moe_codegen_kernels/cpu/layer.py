@@ -65,13 +65,20 @@ def expert_ffn_backward(
     sums = wide(hidden_TD.dtype)
     weights_R = weights_TK.reshape(-1).to(sums)
 
-    def zeros_if(needed: bool, like: Matrices | None) -> Tensor:
-        return like.new_zeros(like.shape) if needed and isinstance(like, Tensor) else grad_TD.new_empty(0)
+    untouched = torch.where(offsets_E.diff() == 0)[0].tolist()
+
+    def gradient_if(needed: bool, of: Matrices | None) -> Tensor:
+        if not needed or not isinstance(of, Tensor):
+            return grad_TD.new_empty(0)
+        gradient = of.new_empty(of.shape)
+        for expert in untouched:
+            gradient[expert].zero_()
+        return gradient
 
     d_x_RD = grad_TD.new_zeros((order_R.numel(), hidden_TD.shape[1]) if needs_hidden else (0,), dtype=sums)
     d_weights_R = weights_R.new_zeros(weights_R.numel() if needs_weights else 0)
-    d_up, d_up_bias = zeros_if(needs_up, experts.up), zeros_if(needs_up_bias, experts.up_bias)
-    d_down, d_down_bias = zeros_if(needs_down, experts.down), zeros_if(needs_down_bias, experts.down_bias)
+    d_up, d_up_bias = gradient_if(needs_up, experts.up), gradient_if(needs_up_bias, experts.up_bias)
+    d_down, d_down_bias = gradient_if(needs_down, experts.down), gradient_if(needs_down_bias, experts.down_bias)
 
     for expert, rows in touched(offsets_E):
         one = experts.of(slice(expert, expert + 1))

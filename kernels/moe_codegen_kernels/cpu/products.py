@@ -23,6 +23,7 @@ from moe_codegen_kernels.records import Matrices
 
 MANY_ROWS = 48  # rows of an expert from which torch's products in tile registers are taken
 FEW_ROWS = 32  # rows of an expert up to which reading quantised weights once outweighs the speed of a dense product
+WIDE_BYTES = 2**22  # of a gradient's sums, which stay in the cache until they are rounded
 BLOCK_BYTES = 2**21  # of widened weights: they stay in the cache until they are multiplied
 
 
@@ -80,11 +81,18 @@ def product(
 def outer_product(left_MN: Tensor, right_MK: Tensor, out_NK: Tensor) -> None:
     """out_NK = left_MN.T @ right_MK, summed in `wide` and rounded once: the gradient of one expert's matrix."""
     left_NM = left_MN.T.contiguous()
-    bounds = torch.tensor([0, left_NM.shape[0]], dtype=torch.int32)
-    wide_NK = out_NK if out_NK.dtype == left_NM.dtype else torch.empty_like(out_NK, dtype=left_NM.dtype)
-    product(left_NM, right_MK[None], None, bounds, transposed=True, out_RN=wide_NK)
-    if wide_NK is not out_NK:
-        out_NK.copy_(wide_NK)
+    if compiled.rounds_rows(out_NK.dtype):
+        right_MK = right_MK.to(out_NK.dtype)
+    is_wide = out_NK.dtype == left_NM.dtype
+    row_bytes = left_NM.element_size() * right_MK.shape[1]
+    block = left_NM.shape[0] if is_wide else max(1, WIDE_BYTES // row_bytes)
+    for start in range(0, left_NM.shape[0], block):
+        left_BM, out_BK = left_NM[start : start + block], out_NK[start : start + block]
+        bounds = torch.tensor([0, left_BM.shape[0]], dtype=torch.int32)
+        wide_BK = out_BK if is_wide else torch.empty_like(out_BK, dtype=left_NM.dtype)
+        product(left_BM, right_MK[None], None, bounds, transposed=True, out_RN=wide_BK)
+        if not is_wide:
+            out_BK.copy_(wide_BK)
 
 
 def _better_in_16_bits(matrices: Matrices, offsets_E: Tensor) -> bool:

@@ -31,13 +31,6 @@ def truth_of(rows_RK, matrices_ENK, bias_EN, counts):
     return torch.cat([rows @ matrix.T + bias for rows, matrix, bias in pieces])
 
 
-def rounds_rows(cpu_path, dtype):
-    """Whether rows are rounded to the weights' dtype, which is then multiplied as such."""
-    if cpu_path == "torch":
-        return compiled.torch_is_native(dtype)
-    return dtype == torch.bfloat16 and compiled.multiplies_pairs()
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("n", "k"), SIZES)
@@ -46,10 +39,10 @@ def test_products_of_weights_of_every_dtype_are_summed_in_float32(cpu_path, coun
     rows_RK, matrices, bias_EN, offsets_E = make(counts, n, k, dtype, transposed)
     out_RN = torch.full((sum(counts), n), torch.nan)
     products.product(rows_RK, matrices, bias_EN, offsets_E, transposed=transposed, out_RN=out_RN)
-    multiplied_RK = rows_RK.to(dtype).float() if rounds_rows(cpu_path, dtype) else rows_RK
+    multiplied_RK = rows_RK.to(dtype).float() if compiled.rounds_rows(dtype) else rows_RK
     truth_RN = truth_of(multiplied_RK, matrices.mT if transposed else matrices, bias_EN, counts)
     tolerance = k**0.5 * torch.finfo(torch.float32).eps  # how rounding adds up
-    if cpu_path == "torch" and rounds_rows(cpu_path, dtype):
+    if cpu_path == "torch" and compiled.rounds_rows(dtype):
         tolerance = torch.finfo(dtype).eps  # torch rounds its results as well
     assert relative_error(out_RN, truth_RN) < tolerance
 
