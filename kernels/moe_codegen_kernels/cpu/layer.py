@@ -14,7 +14,7 @@ from moe_codegen_kernels.cpu.products import outer_product, product, touched, wi
 from moe_codegen_kernels.cpu.routing import routing_plan
 from moe_codegen_kernels.records import ExpertWeights, Matrices, RoutingPlan
 
-GROUP_ROWS = 512  # experts are taken together up to so many rows: work for every thread, and no more memory than that
+GROUP_ROWS = 128  # taken together for each thread: work for all of them, on rows that stay in the cache
 
 
 def expert_ffn(
@@ -31,7 +31,7 @@ def expert_ffn(
     h_RG = hidden_TD.new_empty((order_R.numel(), experts.up.shape[1]) if keep_preactivation else (0,))
     for group, rows in _groups(offsets_E):
         some = experts.of(group)
-        bounds = offsets_E[group.start : group.stop + 1] - rows.start
+        bounds = (offsets_E[group.start : group.stop + 1] - rows.start).clamp_(0, rows.stop - rows.start)
         tokens_M = order_R[rows] // expert_ids_TK.shape[1]
         x_MD = hidden_TD.index_select(0, tokens_M).to(sums)
         h_MG = product(x_MD, some.up, some.up_bias, bounds)
@@ -123,14 +123,15 @@ def expert_ffn_backward(
 
 
 def _groups(offsets_E: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Runs of experts with about GROUP_ROWS rows between them, and those rows."""
-    offsets = offsets_E.tolist()
+    """Experts and rows to be taken together: several experts of few rows, or a part of an expert of many."""
+    offsets, wanted = offsets_E.tolist(), GROUP_ROWS * torch.get_num_threads()
     first = 0
     for after in range(1, len(offsets)):
-        rows = slice(offsets[first], offsets[after])
-        if rows.stop - rows.start >= GROUP_ROWS or after == len(offsets) - 1:
-            if rows.start < rows.stop:
-                yield slice(first, after), rows
+        start, count = offsets[first], offsets[after] - offsets[first]
+        if count >= wanted or after == len(offsets) - 1:
+            parts = -(-count // (2 * wanted))
+            for part in range(parts):
+                yield slice(first, after), slice(start + count * part // parts, start + count * (part + 1) // parts)
             first = after
 
 
