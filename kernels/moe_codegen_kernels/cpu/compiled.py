@@ -29,8 +29,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the names of
 QUANTISED = {torch.int8: 3, torch.uint8: 4}
 # How W_e[n][k] lies in memory; the names of grouped_gemm.c.
 ROWS, COLUMNS, PANELS = 0, 1, 2
-# What quantised.c takes together, under its names: values of a row, and rows.
-UNIT, AT_ONCE = 2 * BLOCK, 4
+AT_ONCE = 4  # rows of a matrix that quantised.c takes together
 
 
 def capability() -> str:
@@ -145,13 +144,15 @@ def takes(rows_RK: Tensor, matrices: Matrices, layout: int, out_RN: Tensor) -> b
 
 def takes_few(rows_RK: Tensor, matrices: Quantised, layout: int, out_RN: Tensor) -> bool:
     """Whether the compiled kernel for few rows and quantised weights can multiply these."""
-    _, columns, inner = matrices.shape
+    library, (_, columns, inner) = _quantised(), matrices.shape
+    if isinstance(library, str):
+        return False
+    unit = int(library.quantised_unit())
     return (
         layout == ROWS
-        and not isinstance(_quantised(), str)
         and _has_blocks(matrices)
-        and (matrices.group % UNIT == 0 or (matrices.group == BLOCK and matrices.stored.dtype == torch.uint8))
-        and inner % UNIT == 0
+        and (matrices.group % unit == 0 or (unit % matrices.group == 0 and matrices.stored.dtype == torch.uint8))
+        and inner % unit == 0
         and columns % AT_ONCE == 0
         and rows_RK.dtype == out_RN.dtype == torch.float32
         and rows_RK.is_contiguous()

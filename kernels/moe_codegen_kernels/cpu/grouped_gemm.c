@@ -229,8 +229,7 @@ INLINE vector load_row(int dtype, const struct matrices *w, long n, long k) {
 
 /* LANES rows of as many words, transposed in place: rounds that interleave the rows' upper half with the lower one. */
 INLINE void transpose(words block[LANES]) {
-    static const int32_t NUMBERS[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const integers numbers = *(const integers *)NUMBERS, low = (numbers >> 1) + (numbers & 1) * LANES;
+    const integers lane = *(const integers *)LANE, low = (lane >> 1) + (lane & 1) * LANES;
 #pragma GCC unroll 4
     for (int round = 1; round < LANES; round *= 2) {
         words mixed[LANES];
@@ -286,14 +285,6 @@ INLINE void fill_panel(int dtype, int layout, const struct matrices *w, long exp
 }
 
 /* ---- dot products ---- */
-
-/* The sum of all lanes. */
-INLINE float total(vector v) {
-    static const int32_t NUMBERS[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half; half /= 2) v += __builtin_shuffle(v, *(const integers *)NUMBERS + half);
-    return v[0];
-}
 
 /* Four columns, `apart` from one another: memory is read faster as a few long streams than as one. w_stride values lie
    between their weights. */

@@ -6,100 +6,104 @@
 //
 //     weight  int8  row after row; 4-bit: byte i of a block of 16 holds value i in its low half, value i + 16 in its high
 //     scale   bf16  (N, K / group)
-//     M rows of x, N rows of the weight, K values in each; K is a multiple of UNIT, N of AT_ONCE, group of
-//     UNIT, or BLOCK itself with 4 bits.
+//     M rows of x, N rows of the weight, K values in each; K is a multiple of UNIT, N of AT_ONCE, and so is group of UNIT,
+//     or, with 4 bits, UNIT of group.
 //
-// x86 needs three instructions by name.
+// x86 needs a few instructions by name.
 
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
 #include "weights.h"
 
-#define UNIT (2 * BLOCK)
-#define PARTS 4                  // vectors of 16-bit values in a unit
-#define AT_ONCE 4                // rows of the weight, far apart: memory is read faster as a few long streams than as one
-#define ROWS_AT_ONCE 2           // of x, for each weight that is read
-#define CHUNK 128                // rows of the weight that a thread takes at a time
-#define WORTH_THREADS (1 << 18)  // products
+#define PARTS 4                     // vectors of 16-bit values in a unit
+#define UNIT (PARTS * 2 * LANES)    // values
+#define AT_ONCE 4                   // rows of the weight, far apart: memory is read faster as a few long streams than as one
+#define ROWS_AT_ONCE (LANES >= 16 ? 4 : 2)  // of x, for each weight that is read: as many sums as registers allow
+#define CHUNK 128                   // rows of the weight that a thread takes at a time
+#define WORTH_THREADS (1 << 18)     // products
 
-typedef float floats __attribute__((vector_size(32), aligned(4)));
-typedef int32_t ints __attribute__((vector_size(32), aligned(4)));
-typedef uint32_t pairs __attribute__((vector_size(32), aligned(4)));
-typedef int16_t shorts __attribute__((vector_size(32), aligned(2)));
-typedef int8_t chars __attribute__((vector_size(16), aligned(1)));
+typedef int16_t shorts __attribute__((vector_size(4 * LANES), aligned(2)));
+typedef int8_t chars __attribute__((vector_size(2 * LANES), aligned(1)));
 
 INLINE shorts widen(const int8_t *at) {
-#ifdef __AVX2__
+#if defined(__AVX512BW__)
+    return (shorts)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)at));
+#elif defined(__AVX2__)
     return (shorts)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));
 #else
     return __builtin_convertvector(*(const chars *)at, shorts);
 #endif
 }
 
-// Products of neighbours, added in pairs.
-INLINE ints multiply_pairs(shorts a, shorts b) {
-#ifdef __AVX2__
-    return (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+// sums + products of neighbours, added in pairs.
+INLINE integers add_pairs(integers sums, shorts a, shorts b) {
+#if defined(__AVX512VNNI__)
+    return (integers)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+    return sums + (integers)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return sums + (integers)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
-    ints left = (ints)a, right = (ints)b;
-    return ((left << 16) >> 16) * ((right << 16) >> 16) + (left >> 16) * (right >> 16);
+    integers left = (integers)a, right = (integers)b;
+    return sums + ((left << 16) >> 16) * ((right << 16) >> 16) + (left >> 16) * (right >> 16);
 #endif
 }
 
-// A unit of the weight; of 4-bit values part i holds half-byte i of each 16-bit word of its two blocks.
+// A unit of the weight; of 4-bit values part i holds half-byte i of each 16-bit word.
 INLINE void load_unit(int dtype, const int8_t *weight, shorts parts[PARTS]) {
     const shorts fours = *(const shorts *)weight;
-    for (int i = 0; i < PARTS; i++) parts[i] = dtype == INT8 ? widen(weight + 16 * i) : (fours << (12 - 4 * i)) >> 12;
+    for (int i = 0; i < PARTS; i++)
+        parts[i] = dtype == INT8 ? widen(weight + 2 * LANES * i) : (fours << (12 - 4 * i)) >> 12;
 }
 
-// The scale of a unit, or those of its two blocks, each in half of the lanes: a bfloat16 is the upper half of a float.
-INLINE floats load_scale(int is_paired, const uint16_t *scales) {
-    if (!is_paired) return (floats)((pairs)((shorts){0} + (int16_t)*scales) << 16);
-#ifdef __AVX2__
-    const __m256i halves = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1,
-                                            -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3);
-    return (floats)_mm256_shuffle_epi8((__m256i)_mm256_broadcast_ss((const float *)scales), halves);
+// The scales of a unit, each in its share of the lanes: a bfloat16 is the upper half of a float.
+INLINE vector load_scales(int count, const uint16_t *scales) {
+    if (count == 1) return (vector)((words)((shorts){0} + (int16_t)*scales) << 16);
+#if defined(__AVX2__)
+    // Bytes of the float from those of all scales, the lower two from none.
+    const words which = *(const words *)LANE / (LANES / count), bytes = (2 * which + 1) << 24 | which << 17 | 0x8080;
+    int64_t all = 0;
+    memcpy(&all, scales, count * sizeof *scales);
+#if defined(__AVX512BW__)
+    return (vector)_mm512_shuffle_epi8(_mm512_set1_epi64(all), (__m512i)bytes);
 #else
-    uint32_t both;
-    memcpy(&both, scales, sizeof both);
-    return (floats)((((pairs){0} + both) << (pairs){16, 16, 16, 16, 0, 0, 0, 0}) & 0xffff0000u);
+    return (vector)_mm256_shuffle_epi8(_mm256_set1_epi64x(all), (__m256i)bytes);
 #endif
-}
-
-INLINE float total(floats v) {
-    return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+#else
+    vector spread;
+    for (int i = 0; i < LANES; i++) spread[i] = bf16(scales[i / (LANES / count)]);
+    return spread;
+#endif
 }
 
 // AT_ONCE rows of the weight, `apart` from one another, times `rows` rows of x. Unrolled, its sums stay in registers.
-INLINE void dot(int rows, int dtype, int is_paired, const int16_t *x, const float *x_scales, const int8_t *weight,
+// A unit has `shares` scales, or a scale one or several units.
+INLINE void dot(int rows, int dtype, int shares, const int16_t *x, const float *x_scales, const int8_t *weight,
                 const uint16_t *scales, long apart, long group, long K, float *out, long N) {
     const long between = apart * K * bits_of(dtype) / 8, scales_between = apart * (K / group);
-    const long units_of_a_scale = is_paired ? 1 : group / UNIT;
-    floats sums[AT_ONCE][ROWS_AT_ONCE] = {0};
-    for (long first = 0; first < K / UNIT; first += units_of_a_scale, scales += 1 + is_paired) {
-        floats scale[AT_ONCE];
+    const long units_of_a_scale = shares > 1 ? 1 : group / UNIT;
+    vector sums[AT_ONCE][ROWS_AT_ONCE] = {0};
+    for (long first = 0; first < K / UNIT; first += units_of_a_scale, scales += shares) {
+        vector scale[AT_ONCE];
 #pragma GCC unroll 4
-        for (int n = 0; n < AT_ONCE; n++) scale[n] = load_scale(is_paired, scales + n * scales_between);
+        for (int n = 0; n < AT_ONCE; n++) scale[n] = load_scales(shares, scales + n * scales_between);
         for (long u = first; u < first + units_of_a_scale; u++, weight += UNIT * bits_of(dtype) / 8) {
 #pragma GCC unroll 4
             for (int n = 0; n < AT_ONCE; n++) {
                 shorts parts[PARTS];
                 load_unit(dtype, weight + n * between, parts);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
                 for (int m = 0; m < rows; m++) {
                     const shorts *at = (const shorts *)(x + m * K + u * UNIT);
-                    ints products = {0};
-                    for (int i = 0; i < PARTS; i++) products += multiply_pairs(parts[i], at[i]);
-                    sums[n][m] += scale[n] * __builtin_convertvector(products, floats);
+                    integers products = {0};
+                    for (int i = 0; i < PARTS; i++) products = add_pairs(products, parts[i], at[i]);
+                    sums[n][m] += scale[n] * __builtin_convertvector(products, vector);
                 }
             }
         }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
         for (int n = 0; n < AT_ONCE; n++) out[m * N + n * apart] = x_scales[m] * total(sums[n][m]);
@@ -108,27 +112,29 @@ INLINE void dot(int rows, int dtype, int is_paired, const int16_t *x, const floa
 // The same with what chooses instructions known to the compiler.
 static void dots(long rows, int dtype, const int16_t *x, const float *x_scales, const int8_t *weight,
                  const uint16_t *scales, long apart, long group, long K, float *out, long N) {
-#define CASE(ROWS, DTYPE, IS_PAIRED) \
-    dot(ROWS, DTYPE, IS_PAIRED, x, x_scales, weight, scales, apart, group, K, out, N)
+    const long shares = group < UNIT ? UNIT / group : 1;
+#define CASE(ROWS, DTYPE, SHARES) \
+    dot(ROWS, DTYPE, SHARES, x, x_scales, weight, scales, apart, group, K, out, N)
 #define CASES(ROWS) \
-    if (dtype == INT8) CASE(ROWS, INT8, 0); \
-    else if (group == BLOCK) CASE(ROWS, INT4, 1); \
-    else CASE(ROWS, INT4, 0)
-    if (rows == 1) { CASES(1); } else { CASES(2); }
+    if (dtype == INT8) CASE(ROWS, INT8, 1); \
+    else if (shares == 4 && LANES >= 16) CASE(ROWS, INT4, LANES >= 16 ? 4 : 1); \
+    else if (shares == 2 && LANES >= 8) CASE(ROWS, INT4, LANES >= 8 ? 2 : 1); \
+    else CASE(ROWS, INT4, 1)
+    if (rows == 1) { CASES(1); }
+    else if (rows == 2) { CASES(2); }
+    else if (rows == 3) { CASES(ROWS_AT_ONCE < 3 ? 2 : 3); }
+    else { CASES(ROWS_AT_ONCE); }
 #undef CASES
 #undef CASE
 }
 
-// A unit of x in the order in which `load_unit` gives 4-bit weights: bytes are even or odd in their words.
+// A unit of x in the order in which `load_unit` gives 4-bit weights.
 INLINE void reorder(const int16_t *from, int16_t *to) {
-    for (int block = 0; block < 2; block++)
-        for (int half = 0; half < 2; half++)
-            for (int word = 0; word < BLOCK / 4; word++) {
-                const int16_t *values = from + block * BLOCK + half * BLOCK / 2 + 2 * word;
-                int16_t *even = to + half * BLOCK / 2 + block * BLOCK / 4 + word, *odd = even + BLOCK;
-                *even = values[0];
-                *odd = values[1];
-            }
+    for (int part = 0; part < PARTS; part++)
+        for (int word = 0; word < 2 * LANES; word++) {
+            const int byte = 2 * word + part / 2, half = part % 2;
+            *to++ = from[byte / (BLOCK / 2) * BLOCK + half * (BLOCK / 2) + byte % (BLOCK / 2)];
+        }
 }
 
 // Nearest multiples of each row's scale; a row with an infinity or a NaN makes every product with it NaN.
@@ -154,6 +160,8 @@ static void round_to_shorts(int dtype, const float *x, long M, long K, int16_t *
         }
     }
 }
+
+int quantised_unit(void) { return UNIT; }
 
 // As `grouped_gemm`, of INT8 or INT4 in rows. Returns 0, or 1 where there is no memory for the rounded x.
 int quantised_linear(int dtype, int bias_dtype, int threads, long experts, long N, long K, long group,

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -28,6 +28,8 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_a
 typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
+
+static const int32_t LANE[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
@@ -73,4 +75,11 @@ INLINE float element(int dtype, const void *w, long index) {
     memcpy(narrow, at(dtype, w, index), bits_of(dtype) / 8);
     *(vector *)wide = load(dtype, narrow);
     return wide[0];
+}
+
+/* The sum of all lanes. */
+INLINE float total(vector v) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) v += __builtin_shuffle(v, *(const integers *)LANE + half);
+    return v[0];
 }
