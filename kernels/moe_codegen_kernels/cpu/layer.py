@@ -29,9 +29,7 @@ def expert_ffn(
     sums = wide(hidden_TD.dtype)
     y_RD = hidden_TD.new_empty(order_R.numel(), hidden_TD.shape[1], dtype=sums)
     h_RG = hidden_TD.new_empty((order_R.numel(), experts.up.shape[1]) if keep_preactivation else (0,))
-    for group, rows in _groups(offsets_E):
-        some = experts.of(group)
-        bounds = (offsets_E[group.start : group.stop + 1] - rows.start).clamp_(0, rows.stop - rows.start)
+    for some, rows, bounds in _groups(experts, offsets_E):
         tokens_M = order_R[rows] // expert_ids_TK.shape[1]
         x_MD = hidden_TD.index_select(0, tokens_M).to(sums)
         h_MG = product(x_MD, some.up, some.up_bias, bounds)
@@ -122,16 +120,27 @@ def expert_ffn_backward(
     return d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias
 
 
-def _groups(offsets_E: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Experts and rows to be taken together: several experts of few rows, or a part of an expert of many."""
+def _groups(
+    experts: ExpertWeights[Matrices], offsets_E: Tensor
+) -> Iterator[tuple[ExpertWeights[Matrices], slice, Tensor]]:
+    """Experts to be taken together, rows of theirs, and which of these are whose.
+
+    Several experts of few rows, or a part of an expert of many. All of a few tokens' at once, for whom the time of
+    every small operation counts.
+    """
     offsets, wanted = offsets_E.tolist(), GROUP_ROWS * torch.get_num_threads()
+    if 0 < offsets[-1] <= 2 * wanted:
+        yield experts, slice(0, offsets[-1]), offsets_E
+        return
     first = 0
     for after in range(1, len(offsets)):
         start, count = offsets[first], offsets[after] - offsets[first]
         if count >= wanted or after == len(offsets) - 1:
-            parts = -(-count // (2 * wanted))
+            some, parts = experts.of(slice(first, after)), -(-count // (2 * wanted))
             for part in range(parts):
-                yield slice(first, after), slice(start + count * part // parts, start + count * (part + 1) // parts)
+                rows = slice(start + count * part // parts, start + count * (part + 1) // parts)
+                bounds = (offsets_E[first : after + 1] - rows.start).clamp_(0, rows.stop - rows.start)
+                yield some, rows, bounds
             first = after
 
 

@@ -32,13 +32,9 @@ def combine(
 ) -> Tensor:
     """out_TD[t] = sum over k of weights_TK[t, k] * rows_RD[row of (t, k)], summed in `wide`, cast once to `dtype`."""
     sums = wide(rows_RD.dtype)
-    inverse_TK = inverse_R.view(weights_TK.shape)
-    routed_TK = inverse_TK < offsets_E[-1]
-    # One bag of K rows for each token; a row of no expert is row 0, weighed with 0.
-    out_TD = F.embedding_bag(
-        inverse_TK * routed_TK,
-        rows_RD.to(sums),
-        mode="sum",
-        per_sample_weights=weights_TK.to(sums) * routed_TK,
-    )
+    bags_TK, weights_TK = inverse_R.view(weights_TK.shape), weights_TK.to(sums)
+    if int(offsets_E[-1]) < inverse_R.numel():  # a row of no expert is row 0, weighed with 0
+        routed_TK = bags_TK < offsets_E[-1]
+        bags_TK, weights_TK = bags_TK * routed_TK, weights_TK * routed_TK
+    out_TD = F.embedding_bag(bags_TK, rows_RD.to(sums), mode="sum", per_sample_weights=weights_TK)  # K rows a token
     return out_TD.to(dtype or rows_RD.dtype)
