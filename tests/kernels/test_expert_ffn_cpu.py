@@ -27,6 +27,16 @@ def test_no_worse_than_eager_for_every_load(load, dtype):
     check_against_oracle(expert_ffn, make_problem(load=load), dtype)
 
 
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("rows_a_thread", [1, 4, 16])
+def test_experts_taken_together_or_in_parts_give_the_same(rows_a_thread, load, monkeypatch):
+    problem = make_problem(model=64, hidden=96, load=load).to(torch.float32)
+    kind = {"activation": problem.activation, "gated": problem.gated}
+    expected = expert_ffn(*problem.arguments(), **kind)
+    monkeypatch.setattr(layer, "GROUP_ROWS", rows_a_thread)
+    torch.testing.assert_close(expert_ffn(*problem.arguments(), **kind), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)

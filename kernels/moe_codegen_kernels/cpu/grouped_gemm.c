@@ -3,8 +3,8 @@
        out_RN[r] = bias_EN[e] + sum over k of x_RK[r][k] * W_e[n][k],   r in offsets_E[e] .. offsets_E[e + 1]
 
    What is multiplied are words of 32 bits: a float32, or two bfloat16 of neighbouring k where the processor multiplies
-   and adds such pairs (AVX512-BF16), for which x is rounded to bfloat16. Everywhere else weights become float32 on
-   their way, and x stays as it is.
+   and adds such pairs (AVX512-BF16), for which x is rounded to bfloat16 and subnormal values count as 0. Everywhere else
+   weights become float32 on their way, and x stays as it is.
 
    Three ways a matrix can lie in memory:
        ROWS     W[e][n][k]                   a layer's own layout
@@ -40,6 +40,7 @@ enum {
     DOT_ROWS = 16,
 #endif
     MOST_PANELS = 4,         /* side by side where rows are few: more streams from memory, more sums that do not wait */
+    DOT_WORDS = 1 << 15,     /* of x at a time, which stay in the L2 cache */
     WIDENED_ROWS = 36,       /* at most so many rows straight from packed weights that have to be widened */
     CHUNK = 128,             /* columns a thread takes at a time */
     PANEL_BYTES = 1 << 14,   /* of a panel at a time: as much as stays in the L1 cache beside x and what follows */
@@ -68,6 +69,8 @@ INLINE long words_of(int dtype, long k_count) { return as_pairs(dtype) ? (k_coun
 INLINE vector multiply_add(int dtype, words x, words w, vector sum) {
 #if defined(__AVX512BF16__)
     if (as_pairs(dtype)) return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+#else
+    (void)dtype;
 #endif
     return sum + (vector)x * (vector)w;
 }
@@ -80,14 +83,13 @@ INLINE void widen(words both, words pair[2]) {
 
 /* Words index .. index + LANES of a row of x; past its end they are 0. */
 INLINE words x_words(int dtype, const float *x, long index, long k_count) {
-    float values[2 * LANES] = {0};
-    const long first = as_pairs(dtype) ? 2 * index : index, all = as_pairs(dtype) ? 2 * LANES : LANES;
-    memcpy(values, x + first, 4 * smaller(all, k_count - first));
+    const long each = as_pairs(dtype) ? 2 : 1, left = k_count - index * each;
+    float end[2 * LANES] = {0};
+    x = left < each * LANES ? memcpy(end, x + index * each, left * sizeof *x) : x + index * each;
 #if defined(__AVX512BF16__)
-    if (as_pairs(dtype))
-        return (words)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(values + LANES), _mm512_loadu_ps(values));
+    if (as_pairs(dtype)) return (words)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + LANES), _mm512_loadu_ps(x));
 #endif
-    return *(words *)values;
+    return *(const words *)x;
 }
 
 /* ---- x in the order in which it is read ---- */
@@ -380,7 +382,7 @@ INLINE void columns_of(int dtype, int layout, const struct chunk *chunk, const s
     const long expert = chunk->expert, first = chunk->first, last = chunk->last, all_words = words_of(dtype, k_count);
     const char *w = at(dtype, matrices->values, expert * n_count * k_count);
     if (takes_dots(dtype, layout, rows)) {
-        const long deepest = 2 * CHUNK * BLOCK_K / rows & -2 * LANES; /* rows of x stay in the L2 cache */
+        const long deepest = DOT_WORDS / rows & -2 * LANES;
         const long apart = (last - first) / 4, values = as_pairs(dtype) ? 2 : 1;
         for (long i = 0; i < all_words; i += deepest)
             for (long n = first; n < first + apart; n++)
