@@ -203,7 +203,7 @@ def _best(step: Callable[[], Any], seconds: float) -> tuple[float, Any]:
 
 
 def _peak(dtype: torch.dtype, seconds: float) -> float:
-    """FLOPs per second of the fastest product of 2048 rows with an 8192 x 2048 matrix: of `dtype`, or widened before."""
+    """FLOPs per second of the fastest product of 2048 rows with an 8192 x 2048 matrix, of `dtype` or widened before."""
     products = []
     for kind in {dtype, torch.float32}:
         x_MK, matrix_NK = torch.randn(PEAK_ROWS, 2048).to(kind), torch.randn(8192, 2048).to(kind)
