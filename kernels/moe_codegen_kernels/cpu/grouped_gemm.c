@@ -66,6 +66,13 @@ INLINE int as_pairs(int dtype) { return MULTIPLIES_PAIRS && dtype == BFLOAT16; }
 /* Words of a row of k_count values. */
 INLINE long words_of(int dtype, long k_count) { return as_pairs(dtype) ? (k_count + 1) / 2 : k_count; }
 
+/* Where registers are just enough, GCC else moves sums that a step adds to twice. */
+#if defined(__AVX2__)
+#define STAYS_IN_ITS_REGISTER(sum) __asm__("" : "+x"(sum))
+#else
+#define STAYS_IN_ITS_REGISTER(sum) (void)(sum)
+#endif
+
 INLINE vector multiply_add(int dtype, words x, words w, vector sum) {
 #if defined(__AVX512BF16__)
     if (as_pairs(dtype)) return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
@@ -76,9 +83,9 @@ INLINE vector multiply_add(int dtype, words x, words w, vector sum) {
 }
 
 /* A bfloat16 is the upper half of a float32: a word that holds two becomes two floats by a shift and a mask. */
-INLINE void widen(words both, words pair[2]) {
-    pair[0] = both << 16;
-    pair[1] = both & 0xffff0000u;
+INLINE words widened(words both, int which) {
+    if (which) return both & 0xffff0000u;
+    return both << 16;
 }
 
 /* Words index .. index + LANES of a row of x; past its end they are 0. */
@@ -142,23 +149,19 @@ INLINE int step_words(int dtype) { return dtype == BFLOAT16 && !as_pairs(dtype) 
 
 INLINE long step_bytes(int dtype) { return PANEL * (dtype == FLOAT16 ? 2 : 4); }
 
-INLINE void load_step(int dtype, const char *w, words step[2][2]) {
+/* Word i of a step; both halves of the columns. */
+INLINE void load_step(int dtype, const char *w, int i, words step[2]) {
     for (int half = 0; half < 2; half++)
-        if (dtype == FLOAT16) {
-            step[0][half] = (words)load(FLOAT16, w + half * 2 * LANES);
-        } else if (step_words(dtype) == 2) {
-            words pair[2];
-            widen(((const words *)w)[half], pair);
-            step[0][half] = pair[0];
-            step[1][half] = pair[1];
-        } else {
-            step[0][half] = ((const words *)w)[half];
-        }
+        if (dtype == FLOAT16) step[half] = (words)load(FLOAT16, w + half * 2 * LANES);
+        else step[half] = ((const words *)w)[half];
+    if (step_words(dtype) == 2)
+        for (int half = 0; half < 2; half++) step[half] = widened(step[half], i);
 }
 
 /* `beside` bytes lie between panels; meanwhile `lines` of what is needed later are asked for. */
 INLINE void tile(int rows, int panels, int dtype, const uint32_t *x, const char *w, long beside, long steps,
                  float *out, long out_stride, struct later *later, long lines) {
+    struct later asking = panels > 1 ? (struct later){0} : *later; /* in registers */
     vector sums[TILE_ROWS][MOST_PANELS][2];
     for (int m = 0; m < rows; m++)
         for (int p = 0; p < panels; p++) sums[m][p][0] = sums[m][p][1] = (vector){0};
@@ -168,19 +171,22 @@ INLINE void tile(int rows, int panels, int dtype, const uint32_t *x, const char 
                 for (int line = 0; line < step_bytes(dtype); line += LINE)
                     __builtin_prefetch(w + p * beside + AHEAD + line);
         else
-            for (due += lines; due >= steps; due -= steps) ask(later);
+            for (due += lines; due >= steps; due -= steps) ask(&asking);
 #pragma GCC unroll 4
         for (int p = 0; p < panels; p++) {
-            words step[2][2];
-            load_step(dtype, w + p * beside, step);
 #pragma GCC unroll 2
-            for (int i = 0; i < step_words(dtype); i++)
+            for (int i = 0; i < step_words(dtype); i++) {
+                words step[2];
+                load_step(dtype, w + p * beside, i, step);
 #pragma GCC unroll 12
                 for (int m = 0; m < rows; m++) {
                     words word = (words){0} + x[i * rows + m];
-                    sums[m][p][0] = multiply_add(dtype, word, step[i][0], sums[m][p][0]);
-                    sums[m][p][1] = multiply_add(dtype, word, step[i][1], sums[m][p][1]);
+                    for (int half = 0; half < 2; half++) {
+                        sums[m][p][half] = multiply_add(dtype, word, step[half], sums[m][p][half]);
+                        if (step_words(dtype) == 2) STAYS_IN_ITS_REGISTER(sums[m][p][half]);
+                    }
                 }
+            }
         }
     }
     for (int m = 0; m < rows; m++)
@@ -189,6 +195,7 @@ INLINE void tile(int rows, int panels, int dtype, const uint32_t *x, const char 
             *(vector *)to += sums[m][p][0];
             *(vector *)(to + LANES) += sums[m][p][1];
         }
+    if (panels == 1) *later = asking;
 }
 
 /* Tiles first .. last of an expert's, each with `share` lines of what is needed later. */
@@ -278,11 +285,8 @@ INLINE void fill_panel(int dtype, int layout, const struct matrices *w, long exp
     } else {
         const int each = step_words(dtype);
         const char *from = at(dtype, w->values, (expert * n_count + n) * k_count + word * PANEL);
-        for (long i = 0; i < count; i += each, from += step_bytes(dtype)) {
-            words step[2][2];
-            load_step(dtype, from, step);
-            memcpy(panel + i * PANEL, step, each * PANEL * 4);
-        }
+        for (long i = 0; i < count; i += each, from += step_bytes(dtype))
+            for (int j = 0; j < each; j++) load_step(dtype, from, j, (words *)(panel + (i + j) * PANEL));
     }
 }
 
@@ -304,7 +308,7 @@ INLINE void dot(int rows, int dtype, const uint32_t *x, long x_stride, const cha
             if (as_pairs(dtype)) {
                 some[0] = *(const words *)from;
             } else if (dtype == BFLOAT16) {
-                widen(*(const words *)from, some);
+                for (int j = 0; j < 2; j++) some[j] = widened(*(const words *)from, j);
             } else {
                 some[0] = (words)load(dtype, from);
                 some[1] = (words)load(dtype, at(dtype, from, LANES));
@@ -359,6 +363,7 @@ INLINE void side_by_side(int dtype, long rows, long n_count, const uint32_t *x, 
                          float *out, long columns) {
     const int each = step_words(dtype);
     const long bytes = step_bytes(dtype), beside = all_words / each * bytes, block = PANEL_BYTES / bytes * each;
+    struct later none = {0};
     for (long n = 0, panels; n < columns; n += panels * PANEL) {
         panels = (columns - n) / PANEL;
         panels = rows == 1 && panels >= 4 ? 4 : panels >= 2 ? 2 : 1;
@@ -368,7 +373,7 @@ INLINE void side_by_side(int dtype, long rows, long n_count, const uint32_t *x, 
             const long steps = smaller(block, all_words - i) / each;
             switch (4 * rows + panels) {
 #define CASE(ROWS, PANELS) \
-    case 4 * ROWS + PANELS: tile(ROWS, PANELS, dtype, x_i, w_i, beside, steps, out + n, n_count, NULL, 0); break;
+    case 4 * ROWS + PANELS: tile(ROWS, PANELS, dtype, x_i, w_i, beside, steps, out + n, n_count, &none, 0); break;
                 CASE(1, 1) CASE(1, 2) CASE(1, 4) CASE(2, 1) CASE(2, 2) CASE(3, 1) CASE(3, 2)
 #undef CASE
             }
@@ -456,7 +461,7 @@ int grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long expert
     const long columns = layout == COLUMNS ? n_count : k_count, row_words = words_of(dtype, k_count);
     const struct matrices matrices = {w, scales, columns, columns / group, group};
     long taken = 0;
-    uint32_t *arranged = malloc((offsets[experts] * row_words + LANES) * sizeof *arranged);
+    uint32_t *arranged = aligned_alloc(LINE, (offsets[experts] * row_words * sizeof *arranged / LINE + 2) * LINE);
     if (!arranged) return 1;
     if (offsets[experts] * n_count * k_count < WORTH_A_TEAM) threads = 1;
 #define OF_DTYPE(FUNCTION, ...) \
