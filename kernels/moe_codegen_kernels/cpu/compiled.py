@@ -27,6 +27,7 @@ BUILDS = {
 FOLDER = Path(__file__).parent
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the names of weights.h, as are these:
 QUANTISED = {torch.int8: 3, torch.uint8: 4}
+PAIRED = 2  # from those to the ones that become bfloat16 on their way
 # How W_e[n][k] lies in memory; the names of grouped_gemm.c.
 ROWS, COLUMNS, PANELS = 0, 1, 2
 AT_ONCE = 4  # rows of a matrix that quantised.c takes together
@@ -166,9 +167,18 @@ def _has_blocks(matrices: Quantised) -> bool:
 
 
 def grouped_gemm(
-    rows_RK: Tensor, matrices: Matrices, layout: int, bias_EN: Tensor | None, offsets_E: Tensor, out_RN: Tensor
+    rows_RK: Tensor,
+    matrices: Matrices,
+    layout: int,
+    bias_EN: Tensor | None,
+    offsets_E: Tensor,
+    out_RN: Tensor,
+    narrow: bool = False,
 ) -> None:
-    """out_RN[r] = W_e @ rows_RK[r] + bias_EN[e], for inputs that it `takes`; matrices: E of them in `layout`."""
+    """out_RN[r] = W_e @ rows_RK[r] + bias_EN[e], for inputs that it `takes`; matrices: E of them in `layout`.
+
+    `narrow`: matrices of 8 or 4 bits may be multiplied as bfloat16, where that is faster.
+    """
     if layout == PANELS and matrices.shape[3] != panel_width():
         raise ValueError(
             f"matrices {tuple(matrices.shape)} were packed for another processor; this one's panels have "
@@ -176,7 +186,8 @@ def grouped_gemm(
         )
     library = _library()
     assert isinstance(library, ctypes.CDLL)
-    if _call(library.grouped_gemm, (layout,), rows_RK, matrices, bias_EN, offsets_E, out_RN):
+    paired = PAIRED if narrow and layout == ROWS and multiplies_pairs() else 0
+    if _call(library.grouped_gemm, (layout,), rows_RK, matrices, bias_EN, offsets_E, out_RN, paired):
         raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in the order in which they are read")
 
 
@@ -198,10 +209,11 @@ def _call(
     bias_EN: Tensor | None,
     offsets_E: Tensor,
     out_RN: Tensor,
+    paired: int = 0,
 ) -> Any:
     """What C returns; both of its functions take the same, but that one knows several layouts."""
     if isinstance(matrices, Quantised):
-        dtype, group = QUANTISED[matrices.stored.dtype], matrices.group
+        dtype, group = QUANTISED[matrices.stored.dtype] + paired, matrices.group
         weights, scales = matrices.stored.data_ptr(), matrices.scales.data_ptr()
     else:
         dtype, group, weights, scales = DTYPES[matrices.dtype], 1, matrices.data_ptr(), None

@@ -61,7 +61,8 @@ struct matrices {
 
 /* ---- words ---- */
 
-INLINE int as_pairs(int dtype) { return MULTIPLIES_PAIRS && dtype == BFLOAT16; }
+/* Whether what is multiplied are pairs of bfloat16. */
+INLINE int as_pairs(int dtype) { return MULTIPLIES_PAIRS && (dtype == BFLOAT16 || dtype >= PAIRED_INT8); }
 
 /* Words of a row of k_count values. */
 INLINE long words_of(int dtype, long k_count) { return as_pairs(dtype) ? (k_count + 1) / 2 : k_count; }
@@ -72,6 +73,16 @@ INLINE long words_of(int dtype, long k_count) { return as_pairs(dtype) ? (k_coun
 #else
 #define STAYS_IN_ITS_REGISTER(sum) (void)(sum)
 #endif
+
+/* Two vectors of neighbouring values, rounded to bfloat16. */
+INLINE words in_pairs(vector first, vector second) {
+#if defined(__AVX512BF16__)
+    return (words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#else
+    (void)second;
+    return (words)first; /* is not called */
+#endif
+}
 
 INLINE vector multiply_add(int dtype, words x, words w, vector sum) {
 #if defined(__AVX512BF16__)
@@ -93,10 +104,7 @@ INLINE words x_words(int dtype, const float *x, long index, long k_count) {
     const long each = as_pairs(dtype) ? 2 : 1, left = k_count - index * each;
     float end[2 * LANES] = {0};
     x = left < each * LANES ? memcpy(end, x + index * each, left * sizeof *x) : x + index * each;
-#if defined(__AVX512BF16__)
-    if (as_pairs(dtype)) return (words)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + LANES), _mm512_loadu_ps(x));
-#endif
-    return *(const words *)x;
+    return as_pairs(dtype) ? in_pairs(*(const vector *)x, *(const vector *)(x + LANES)) : *(const words *)x;
 }
 
 /* ---- x in the order in which it is read ---- */
@@ -236,6 +244,13 @@ INLINE vector load_row(int dtype, const struct matrices *w, long n, long k) {
     return bf16(w->scales[n * w->groups + (uint32_t)k / w->group]) * values;
 }
 
+/* Words word .. word + LANES of row n. */
+INLINE words row_words(int dtype, const struct matrices *w, long n, long word) {
+    if (!as_pairs(dtype)) return (words)load_row(dtype, w, n, word);
+    if (dtype == BFLOAT16) return *(const words *)at(dtype, w->values, n * w->columns + 2 * word);
+    return in_pairs(load_row(dtype, w, n, 2 * word), load_row(dtype, w, n, 2 * word + LANES));
+}
+
 /* LANES rows of as many words, transposed in place: rounds that interleave the rows' upper half with the lower one. */
 INLINE void transpose(words block[LANES]) {
     const integers lane = *(const integers *)LANE, low = (lane >> 1) + (lane & 1) * LANES;
@@ -260,10 +275,7 @@ INLINE void fill_panel(int dtype, int layout, const struct matrices *w, long exp
             for (int half = 0; half < PANEL; half += LANES) {
                 words block[LANES];
 #pragma GCC unroll 16
-                for (int j = 0; j < LANES; j++)
-                    block[j] = as_pairs(dtype)
-                                   ? *(const words *)at(dtype, w->values, (row + half + j) * k_count + 2 * (word + i))
-                                   : (words)load_row(dtype, w, row + half + j, word + i);
+                for (int j = 0; j < LANES; j++) block[j] = row_words(dtype, w, row + half + j, word + i);
                 transpose(block);
 #pragma GCC unroll 16
                 for (int j = 0; j < LANES; j++) *(words *)(panel + (i + j) * PANEL + half) = block[j];
@@ -402,7 +414,7 @@ INLINE void columns_of(int dtype, int layout, const struct chunk *chunk, const s
         return;
     }
     _Alignas(64) uint32_t scratch[CHUNK * BLOCK_K];
-    const int panel_dtype = is_direct || as_pairs(dtype) ? dtype : FLOAT32;
+    const int panel_dtype = is_direct ? dtype : as_pairs(dtype) ? BFLOAT16 : FLOAT32;
     const int each = step_words(panel_dtype);
     const long block = PANEL_BYTES / step_bytes(panel_dtype) * each, count = tiles_of(rows);
     for (long word = 0; word < all_words; word += block) {
@@ -453,7 +465,8 @@ int panel_width(void) { return PANEL; }
 int multiplies_pairs(void) { return MULTIPLIES_PAIRS; }
 
 /* n_count, and k_count but for COLUMNS, are multiples of PANEL; everything is contiguous; offsets[0] is 0.
-   INT8 and INT4: no PANELS; `group` values of a stored row share one of the bfloat16 `scales`.
+   INT8 and INT4: no PANELS; `group` values of a stored row share one of the bfloat16 `scales`. Paired: ROWS, where pairs
+   are multiplied.
    Returns 0, or 1 where there is no memory for the arranged x. */
 int grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long experts, long n_count, long k_count,
                  long group, const int32_t *offsets, const float *x, const void *w, const uint16_t *scales,
@@ -466,7 +479,7 @@ int grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long expert
     if (offsets[experts] * n_count * k_count < WORTH_A_TEAM) threads = 1;
 #define OF_DTYPE(FUNCTION, ...) \
     if (dtype == FLOAT32) FUNCTION(FLOAT32, __VA_ARGS__); \
-    else if (dtype == BFLOAT16) FUNCTION(BFLOAT16, __VA_ARGS__); \
+    else if (dtype == BFLOAT16 || dtype >= PAIRED_INT8) FUNCTION(BFLOAT16, __VA_ARGS__); \
     else FUNCTION(FLOAT16, __VA_ARGS__)
 #pragma omp parallel num_threads(threads)
     {
@@ -509,7 +522,9 @@ int grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long expert
             else if (dtype == BFLOAT16) { PLAIN_OR_PACKED(BFLOAT16); }
             else if (dtype == FLOAT16) { PLAIN_OR_PACKED(FLOAT16); }
             else if (dtype == INT8) { PLAIN(INT8); }
-            else { PLAIN(INT4); }
+            else if (dtype == INT4) { PLAIN(INT4); }
+            else if (dtype == PAIRED_INT8) CASE(PAIRED_INT8, ROWS);
+            else CASE(PAIRED_INT4, ROWS);
 #undef PLAIN_OR_PACKED
 #undef PLAIN
 #undef CASE

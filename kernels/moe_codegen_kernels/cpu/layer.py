@@ -29,13 +29,14 @@ def expert_ffn(
     sums = wide(hidden_TD.dtype)
     y_RD = hidden_TD.new_empty(order_R.numel(), hidden_TD.shape[1], dtype=sums)
     h_RG = hidden_TD.new_empty((order_R.numel(), experts.up.shape[1]) if keep_preactivation else (0,))
+    narrow = hidden_TD.dtype == torch.bfloat16
     for some, rows, bounds in _groups(experts, offsets_E):
         tokens_M = order_R[rows] // expert_ids_TK.shape[1]
         x_MD = hidden_TD.index_select(0, tokens_M).to(sums)
-        h_MG = product(x_MD, some.up, some.up_bias, bounds)
+        h_MG = product(x_MD, some.up, some.up_bias, bounds, narrow=narrow)
         if keep_preactivation:
             h_RG[rows] = h_MG
-        product(_activate(h_MG, some), some.down, some.down_bias, bounds, out_RN=y_RD[rows])
+        product(_activate(h_MG, some), some.down, some.down_bias, bounds, narrow=narrow, out_RN=y_RD[rows])
     if (routed := int(offsets_E[-1])) < order_R.numel():
         y_RD[routed:].zero_()
         h_RG[routed:].zero_()

@@ -22,7 +22,8 @@ from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.records import Matrices
 
 MANY_ROWS = 48  # rows of an expert from which torch's products in tile registers are taken
-FEW_ROWS = 32  # rows of an expert up to which reading quantised weights once outweighs the speed of a dense product
+FEW_ROWS = 32  # rows of an expert up to which reading quantised weights once outweighs the speed of a dense product,
+FEW_ROWS_OF_PAIRS = 16  # or of one of bfloat16 in pairs
 WIDE_BYTES = 2**22  # of a gradient's sums, which stay in the cache until they are rounded
 BLOCK_BYTES = 2**21  # of widened weights: they stay in the cache until they are multiplied
 
@@ -51,12 +52,14 @@ def product(
     offsets_E: Tensor,
     *,
     transposed: bool = False,
+    narrow: bool = False,
     out_RN: Tensor | None = None,
 ) -> Tensor:
     """Each expert's rows times its matrix, plus its bias; rows of no expert are not written.
 
     rows_RK: (R, K) of the `wide` dtype. out_RN: where to put it.
     matrices: (E, N, K), or (E, K, N) when `transposed`, plain or quantised; or packed (E, N / P, K, P).
+    narrow: whether the layer is of bfloat16, so that quantised matrices may be multiplied as such.
     """
     packed = len(matrices.shape) == 4
     if out_RN is None:
@@ -66,11 +69,11 @@ def product(
     if (
         isinstance(matrices, Quantised)
         and compiled.takes_few(rows_RK, matrices, layout, out_RN)
-        and most_rows(offsets_E) <= FEW_ROWS
+        and most_rows(offsets_E) <= (FEW_ROWS_OF_PAIRS if narrow and compiled.multiplies_pairs() else FEW_ROWS)
     ):
         compiled.quantised_linear(rows_RK, matrices, bias_EN, offsets_E, out_RN)
     elif packed or (compiled.takes(rows_RK, matrices, layout, out_RN) and not _better_in_16_bits(matrices, offsets_E)):
-        compiled.grouped_gemm(rows_RK, matrices, layout, bias_EN, offsets_E, out_RN)
+        compiled.grouped_gemm(rows_RK, matrices, layout, bias_EN, offsets_E, out_RN, narrow)
     else:
         for expert, rows in touched(offsets_E):
             bias_N = None if bias_EN is None else bias_EN[expert]

@@ -16,7 +16,8 @@
 #define LANES 4
 #endif
 
-enum dtype { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };
+/* The last two are stored as the two before them, and become bfloat16 on their way. */
+enum dtype { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, PAIRED_INT8, PAIRED_INT4 };
 
 /* INT4: a block of 32 values in 16 bytes; byte i holds value i in its low half and value i + 16 in its high half. */
 enum { BLOCK = 32 };
@@ -33,7 +34,9 @@ static const int32_t LANE[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
 
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
-INLINE long bits_of(int dtype) { return dtype == FLOAT32 ? 32 : dtype == INT8 ? 8 : dtype == INT4 ? 4 : 16; }
+INLINE long bits_of(int dtype) {
+    return dtype == FLOAT32 ? 32 : dtype < INT8 ? 16 : dtype == INT8 || dtype == PAIRED_INT8 ? 8 : 4;
+}
 
 INLINE const char *at(int dtype, const void *w, long index) { return (const char *)w + index * bits_of(dtype) / 8; }
 
@@ -61,7 +64,7 @@ INLINE vector load(int dtype, const void *w) {
 /* Values index .. index + LANES of those stored at w, without their scale; index is a multiple of LANES. */
 INLINE vector load_at(int dtype, const void *w, long index) {
     if (dtype < INT8) return load(dtype, at(dtype, w, index));
-    if (dtype == INT8)
+    if (bits_of(dtype) == 8)
         return __builtin_convertvector(__builtin_convertvector(*(const bytes *)at(INT8, w, index), integers), vector);
     const char *block = (const char *)w + index / BLOCK * (BLOCK / 2) + index % (BLOCK / 2);
     integers both = __builtin_convertvector(*(const bytes *)block, integers);

@@ -74,6 +74,17 @@ def test_every_load_and_number_of_rows(load, tokens, cpu_path):
     check(make(4, 32, tokens=tokens, load=load))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "group_size"), FORMATS)
+def test_many_rows_are_rounded_to_bfloat16_in_a_model_of_bfloat16_alone(bits, group_size, dtype, cpu_path):
+    quantised = make(bits, group_size, dtype, tokens=300, experts=3, model=128, hidden=256)
+    check(quantised)
+    exact = replace(quantised, problem=quantised.problem.to(torch.float32))
+    outputs = [quantised_expert_ffn(*each.arguments(), **each.kind).to(dtype) for each in (quantised, exact)]
+    rounds = dtype == torch.bfloat16 and compiled.multiplies_pairs()
+    assert (relative_error(*outputs) > torch.finfo(dtype).eps / 16) == rounds
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
