@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from moe_codegen_kernels.cpu.compiled import capability
+
 
 def describe_machine() -> dict[str, str]:
-    """Processor, accelerator, library versions and commit, as one flat record."""
+    """Processor and its instructions, accelerator, library versions and commit, as one flat record."""
     record = {
-        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
+        "cpu": f"{_cpu_name()}, {capability()}, {os.cpu_count()} cores",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
     }
