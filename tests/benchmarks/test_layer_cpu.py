@@ -14,7 +14,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(SHAPES, shape.name, shape)
     for benchmark in (expert_layer_cpu, quantised_layer):
         monkeypatch.setattr(benchmark, "read_bandwidth", lambda: 1e10)
-    monkeypatch.setattr(expert_layer_cpu, "_peak", lambda seconds: 1e11)
+    monkeypatch.setattr(expert_layer_cpu, "_peak", lambda dtype, seconds: 1e11)
     return argparse.Namespace(shape="tiny", tokens=[1, 8], dtypes=["fp32", "bf16"], seconds=0.01, repeats=1, out=None)
 
 
