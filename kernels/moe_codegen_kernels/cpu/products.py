@@ -86,16 +86,20 @@ def outer_product(left_MN: Tensor, right_MK: Tensor, out_NK: Tensor) -> None:
     left_NM = left_MN.T.contiguous()
     if compiled.rounds_rows(out_NK.dtype):
         right_MK = right_MK.to(out_NK.dtype)
-    is_wide = out_NK.dtype == left_NM.dtype
-    row_bytes = left_NM.element_size() * right_MK.shape[1]
-    block = left_NM.shape[0] if is_wide else max(1, WIDE_BYTES // row_bytes)
-    for start in range(0, left_NM.shape[0], block):
-        left_BM, out_BK = left_NM[start : start + block], out_NK[start : start + block]
-        bounds = torch.tensor([0, left_BM.shape[0]], dtype=torch.int32)
-        wide_BK = out_BK if is_wide else torch.empty_like(out_BK, dtype=left_NM.dtype)
-        product(left_BM, right_MK[None], None, bounds, transposed=True, out_RN=wide_BK)
-        if not is_wide:
-            out_BK.copy_(wide_BK)
+    if out_NK.dtype == left_NM.dtype:
+        _transposed_product(left_NM, right_MK, out_NK)
+        return
+    block = max(1, WIDE_BYTES // (left_NM.element_size() * out_NK.shape[1]))
+    wide_BK = left_NM.new_empty(min(block, out_NK.shape[0]), out_NK.shape[1])
+    for start in range(0, out_NK.shape[0], block):
+        some_BM = left_NM[start : start + block]
+        _transposed_product(some_BM, right_MK, wide_BK[: len(some_BM)])
+        out_NK[start : start + block].copy_(wide_BK[: len(some_BM)])
+
+
+def _transposed_product(rows_RM: Tensor, matrix_MK: Tensor, out_RK: Tensor) -> None:
+    bounds = torch.tensor([0, rows_RM.shape[0]], dtype=torch.int32)
+    product(rows_RM, matrix_MK[None], None, bounds, transposed=True, out_RN=out_RK)
 
 
 def _better_in_16_bits(matrices: Matrices, offsets_E: Tensor) -> bool:
