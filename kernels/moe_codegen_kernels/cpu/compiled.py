@@ -30,7 +30,7 @@ QUANTISED = {torch.int8: 3, torch.uint8: 4}
 PAIRED = 2  # from those to the ones that become bfloat16 on their way
 # How W_e[n][k] lies in memory; the names of grouped_gemm.c.
 ROWS, COLUMNS, PANELS = 0, 1, 2
-AT_ONCE = 4  # rows of a matrix that quantised.c takes together
+ACTIVATIONS = {None: 0, "gelu_tanh": 1, "silu": 2, "relu": 3}  # those of activations.h
 
 
 def capability() -> str:
@@ -62,7 +62,7 @@ def _library() -> ctypes.CDLL | str:
     if isinstance(library, str):
         return library
     integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    library.grouped_gemm.argtypes = [integer] * 4 + [long] * 4 + [pointer] * 6
+    library.grouped_gemm.argtypes = [integer] * 4 + [long] * 4 + [integer] + [pointer] * 6
     return library
 
 
@@ -73,7 +73,7 @@ def _quantised() -> ctypes.CDLL | str:
     if isinstance(library, str):
         return library
     integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    library.quantised_linear.argtypes = [integer] * 3 + [long] * 4 + [pointer] * 6
+    library.quantised_linear.argtypes = [integer] * 3 + [long] * 4 + [integer] + [pointer] * 6
     return library
 
 
@@ -154,7 +154,7 @@ def takes_few(rows_RK: Tensor, matrices: Quantised, layout: int, out_RN: Tensor)
         and _has_blocks(matrices)
         and (matrices.group % unit == 0 or (unit % matrices.group == 0 and matrices.stored.dtype == torch.uint8))
         and inner % unit == 0
-        and columns % AT_ONCE == 0
+        and columns % panel_width() == 0
         and rows_RK.dtype == out_RN.dtype == torch.float32
         and rows_RK.is_contiguous()
         and out_RN.is_contiguous()
@@ -173,10 +173,12 @@ def grouped_gemm(
     bias_EN: Tensor | None,
     offsets_E: Tensor,
     out_RN: Tensor,
+    activation: str | None = None,
     narrow: bool = False,
 ) -> None:
-    """out_RN[r] = W_e @ rows_RK[r] + bias_EN[e], for inputs that it `takes`; matrices: E of them in `layout`.
+    """out_RN[r] = f(W_e @ rows_RK[r] + bias_EN[e]), for inputs that it `takes`; matrices: E of them in `layout`.
 
+    `activation`: f, of ACTIVATIONS.
     `narrow`: matrices of 8 or 4 bits may be multiplied as bfloat16, where that is faster.
     """
     if layout == PANELS and matrices.shape[3] != panel_width():
@@ -187,17 +189,22 @@ def grouped_gemm(
     library = _library()
     assert isinstance(library, ctypes.CDLL)
     paired = PAIRED if narrow and layout == ROWS and multiplies_pairs() else 0
-    if _call(library.grouped_gemm, (layout,), rows_RK, matrices, bias_EN, offsets_E, out_RN, paired):
+    if _call(library.grouped_gemm, (layout,), rows_RK, matrices, bias_EN, offsets_E, out_RN, activation, paired):
         raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in the order in which they are read")
 
 
 def quantised_linear(
-    rows_RK: Tensor, matrices: Quantised, bias_EN: Tensor | None, offsets_E: Tensor, out_RN: Tensor
+    rows_RK: Tensor,
+    matrices: Quantised,
+    bias_EN: Tensor | None,
+    offsets_E: Tensor,
+    out_RN: Tensor,
+    activation: str | None = None,
 ) -> None:
     """The same for few rows, which are rounded to 16 bits, and inputs that it `takes_few`."""
     library = _quantised()
     assert isinstance(library, ctypes.CDLL)
-    if _call(library.quantised_linear, (), rows_RK, matrices, bias_EN, offsets_E, out_RN):
+    if _call(library.quantised_linear, (), rows_RK, matrices, bias_EN, offsets_E, out_RN, activation):
         raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in 16 bits")
 
 
@@ -209,6 +216,7 @@ def _call(
     bias_EN: Tensor | None,
     offsets_E: Tensor,
     out_RN: Tensor,
+    activation: str | None,
     paired: int = 0,
 ) -> Any:
     """What C returns; both of its functions take the same, but that one knows several layouts."""
@@ -227,6 +235,7 @@ def _call(
         out_RN.shape[1],
         rows_RK.shape[1],
         group,
+        ACTIVATIONS[activation],
         offsets_E.data_ptr(),
         rows_RK.data_ptr(),
         weights,

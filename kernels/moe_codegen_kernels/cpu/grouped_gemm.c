@@ -1,6 +1,6 @@
 /* Each expert's rows times its matrix, with sums in float32, on weights of 4 to 32 bits that are read from memory once.
 
-       out_RN[r] = bias_EN[e] + sum over k of x_RK[r][k] * W_e[n][k],   r in offsets_E[e] .. offsets_E[e + 1]
+       out_RN[r] = f(bias_EN[e] + sum over k of x_RK[r][k] * W_e[n][k]),   r in offsets_E[e] .. offsets_E[e + 1]
 
    What is multiplied are words of 32 bits: a float32, or two bfloat16 of neighbouring k where the processor multiplies
    and adds such pairs (AVX512-BF16), for which x is rounded to bfloat16 and subnormal values count as 0. Everywhere else
@@ -20,7 +20,7 @@
    Each element of the output is summed by one thread in one order, so the number of threads does not change a bit. */
 
 #include <stdlib.h>
-#include "weights.h"
+#include "activations.h"
 
 enum layout { ROWS, COLUMNS, PANELS };
 
@@ -469,8 +469,8 @@ int multiplies_pairs(void) { return MULTIPLIES_PAIRS; }
    are multiplied.
    Returns 0, or 1 where there is no memory for the arranged x. */
 int grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long experts, long n_count, long k_count,
-                 long group, const int32_t *offsets, const float *x, const void *w, const uint16_t *scales,
-                 const void *bias, float *out) {
+                 long group, int activation, const int32_t *offsets, const float *x, const void *w,
+                 const uint16_t *scales, const void *bias, float *out) {
     const long columns = layout == COLUMNS ? n_count : k_count, row_words = words_of(dtype, k_count);
     const struct matrices matrices = {w, scales, columns, columns / group, group};
     long taken = 0;
@@ -528,6 +528,7 @@ int grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long expert
 #undef PLAIN_OR_PACKED
 #undef PLAIN
 #undef CASE
+            activate(activation, rows, chunk.last - chunk.first, out_rows + chunk.first, n_count);
         }
     }
     free(arranged);

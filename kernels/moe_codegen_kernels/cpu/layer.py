@@ -33,10 +33,14 @@ def expert_ffn(
     for some, rows, bounds in _groups(experts, offsets_E):
         tokens_M = order_R[rows] // expert_ids_TK.shape[1]
         x_MD = hidden_TD.index_select(0, tokens_M).to(sums)
-        h_MG = product(x_MD, some.up, some.up_bias, bounds, narrow=narrow)
+        if experts.gated or keep_preactivation:
+            h_MG = product(x_MD, some.up, some.up_bias, bounds, narrow=narrow)
+            a_MF = _activate(h_MG, some)
+        else:
+            a_MF = product(x_MD, some.up, some.up_bias, bounds, activation=experts.activation, narrow=narrow)
         if keep_preactivation:
             h_RG[rows] = h_MG
-        product(_activate(h_MG, some), some.down, some.down_bias, bounds, narrow=narrow, out_RN=y_RD[rows])
+        product(a_MF, some.down, some.down_bias, bounds, narrow=narrow, out_RN=y_RD[rows])
     if (routed := int(offsets_E[-1])) < order_R.numel():
         y_RD[routed:].zero_()
         h_RG[routed:].zero_()

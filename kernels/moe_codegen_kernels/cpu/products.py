@@ -1,6 +1,6 @@
 """The products of routed rows with their experts' matrices: one function, whatever the weights and the processor.
 
-    out_RN[r] = W_e @ rows_RK[r] + bias_EN[e]      for every row r of expert e, offsets_E[e] <= r < offsets_E[e + 1]
+    out_RN[r] = f(W_e @ rows_RK[r] + bias_EN[e])   for every row r of expert e, offsets_E[e] <= r < offsets_E[e + 1]
 
 | rows of an expert | 16 or 32 bits | 16 bits with AMX | 8 or 4 bits | not compiled |
 |---|---|---|---|---|
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from moe_codegen_kernels.activations import activate
 from moe_codegen_kernels.cpu import compiled
 from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.records import Matrices
@@ -51,13 +52,15 @@ def product(
     bias_EN: Tensor | None,
     offsets_E: Tensor,
     *,
+    activation: str | None = None,
     transposed: bool = False,
     narrow: bool = False,
     out_RN: Tensor | None = None,
 ) -> Tensor:
-    """Each expert's rows times its matrix, plus its bias; rows of no expert are not written.
+    """f of each expert's rows times its matrix, plus its bias; rows of no expert are not written.
 
     rows_RK: (R, K) of the `wide` dtype. out_RN: where to put it.
+    activation: the name of f [none].
     matrices: (E, N, K), or (E, K, N) when `transposed`, plain or quantised; or packed (E, N / P, K, P).
     narrow: whether the layer is of bfloat16, so that quantised matrices may be multiplied as such.
     """
@@ -65,20 +68,22 @@ def product(
     if out_RN is None:
         columns = matrices.shape[1] * matrices.shape[3] if packed else matrices.shape[2 if transposed else 1]
         out_RN = rows_RK.new_empty(rows_RK.shape[0], columns)
+    fused = activation if activation in compiled.ACTIVATIONS else None
     layout = compiled.PANELS if packed else compiled.COLUMNS if transposed else compiled.ROWS
     if (
         isinstance(matrices, Quantised)
         and compiled.takes_few(rows_RK, matrices, layout, out_RN)
         and most_rows(offsets_E) <= (FEW_ROWS_OF_PAIRS if narrow and compiled.multiplies_pairs() else FEW_ROWS)
     ):
-        compiled.quantised_linear(rows_RK, matrices, bias_EN, offsets_E, out_RN)
+        compiled.quantised_linear(rows_RK, matrices, bias_EN, offsets_E, out_RN, fused)
     elif packed or (compiled.takes(rows_RK, matrices, layout, out_RN) and not _better_in_16_bits(matrices, offsets_E)):
-        compiled.grouped_gemm(rows_RK, matrices, layout, bias_EN, offsets_E, out_RN, narrow)
+        compiled.grouped_gemm(rows_RK, matrices, layout, bias_EN, offsets_E, out_RN, fused, narrow)
     else:
         for expert, rows in touched(offsets_E):
             bias_N = None if bias_EN is None else bias_EN[expert]
             _multiply(rows_RK[rows], matrices[expert], bias_N, transposed, out_RN[rows])
-    return out_RN
+        fused = None
+    return out_RN if activation == fused else activate(activation, out_RN)
 
 
 def outer_product(left_MN: Tensor, right_MK: Tensor, out_NK: Tensor) -> None:

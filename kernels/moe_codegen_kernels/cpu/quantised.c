@@ -6,7 +6,7 @@
 //
 //     weight  int8  row after row; 4-bit: byte i of a block of 16 holds value i in its low half, value i + 16 in its high
 //     scale   bf16  (N, K / group)
-//     M rows of x, N rows of the weight, K values in each; K is a multiple of UNIT, N of AT_ONCE, and so is group of UNIT,
+//     M rows of x, N rows of the weight, K values in each; K is a multiple of UNIT, N of LANES, and so is group of UNIT,
 //     or, with 4 bits, UNIT of group.
 //
 // x86 needs a few instructions by name.
@@ -14,7 +14,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
-#include "weights.h"
+#include "activations.h"
 
 #define PARTS 4                     // vectors of 16-bit values in a unit
 #define UNIT (PARTS * 2 * LANES)    // values
@@ -165,7 +165,7 @@ int quantised_unit(void) { return UNIT; }
 
 // As `grouped_gemm`, of INT8 or INT4 in rows. Returns 0, or 1 where there is no memory for the rounded x.
 int quantised_linear(int dtype, int bias_dtype, int threads, long experts, long N, long K, long group,
-                     const int32_t *offsets, const float *x, const int8_t *weight, const uint16_t *scales,
+                     int activation, const int32_t *offsets, const float *x, const int8_t *weight, const uint16_t *scales,
                      const void *bias, float *out) {
     const long row_bytes = K * bits_of(dtype) / 8, groups = K / group, M = offsets[experts];
     const long chunks = (N + CHUNK - 1) / CHUNK;
@@ -192,6 +192,7 @@ int quantised_linear(int dtype, int bias_dtype, int threads, long experts, long 
         if (bias)
             for (long m = start; m < end; m++)
                 for (long n = first; n < last; n++) out[m * N + n] += element(bias_dtype, bias, expert * N + n);
+        activate(activation, end - start, last - first, out + start * N + first, N);
     }
     free(rounded);
     free(x_scales);

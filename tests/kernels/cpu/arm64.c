@@ -9,9 +9,9 @@ enum { EXPERTS = 3, N = 64, K = 128, M = 46, LEAST_GROUP = 32 };
 static const int32_t OFFSETS[EXPERTS + 1] = {0, 5, 5, M};  /* few rows, none, and many */
 
 int panel_width(void);
-int grouped_gemm(int, int, int, int, long, long, long, long, const int32_t *, const float *, const void *,
+int grouped_gemm(int, int, int, int, long, long, long, long, int, const int32_t *, const float *, const void *,
                   const uint16_t *, const void *, float *);
-int quantised_linear(int, int, int, long, long, long, long, const int32_t *, const float *, const int8_t *,
+int quantised_linear(int, int, int, long, long, long, long, int, const int32_t *, const float *, const int8_t *,
                      const uint16_t *, const void *, float *);
 
 static float x[M * K], bias[EXPERTS * N], weights[EXPERTS][N][K], out[M * N], again[M * N];
@@ -62,10 +62,10 @@ static double error(void) {
 
 static void run(int integers, int dtype, int layout, int threads, float *to) {
     if (integers)
-        quantised_linear(dtype, FLOAT32, threads, EXPERTS, N, K, group_of(dtype), OFFSETS, x, (const int8_t *)stored,
+        quantised_linear(dtype, FLOAT32, threads, EXPERTS, N, K, group_of(dtype), 0, OFFSETS, x, (const int8_t *)stored,
                          scales, bias, to);
     else
-        grouped_gemm(dtype, layout, FLOAT32, threads, EXPERTS, N, K, group_of(dtype), OFFSETS, x, stored, scales, bias,
+        grouped_gemm(dtype, layout, FLOAT32, threads, EXPERTS, N, K, group_of(dtype), 0, OFFSETS, x, stored, scales, bias,
                      to);
 }
 

@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
+from moe_codegen_kernels import quantise_weight
 from moe_codegen_kernels.cpu import compiled, products
+from moe_codegen_kernels.quantised_weights import Quantised
 from tests.kernels.problems import relative_error
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -113,3 +115,26 @@ def test_the_way_is_said(cpu_path):
     assert said.startswith("compiled for" if cpu_path != "torch" else "torch's own products")
     if cpu_path == "torch":
         assert "install a C compiler" in said
+
+
+# In a form that does not cancel, as 1 + tanh does far below 0.
+FUSED = {
+    "gelu_tanh": lambda x: x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)),
+    "silu": lambda x: x * torch.sigmoid(x),
+    "relu": torch.relu,
+}
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("activation", FUSED)
+def test_an_activation_is_applied_to_sums_and_more_exactly_than_by_torch(cpu_path, activation, quantised):
+    values = torch.cat([torch.linspace(-9, 9, 9000), torch.tensor([-90, 90, -1e30, 1e30, 0, torch.inf, torch.nan])])
+    values = torch.cat([values, torch.zeros(-values.numel() % 64)])
+    bias_EN, offsets_E = values[None], torch.tensor([0, 1], dtype=torch.int32)
+    matrices = torch.zeros(1, values.numel(), 128)
+    if quantised:
+        matrices = Quantised(*quantise_weight(matrices + 1, 8, None))
+    out_RN = products.product(torch.zeros(1, 128), matrices, bias_EN, offsets_E, activation=activation)
+    truth_RN = FUSED[activation](bias_EN.double())
+    tolerance = {"rtol": 0.1, "atol": 1e-6} if cpu_path == "torch" else {"rtol": 5e-6, "atol": 1e-12}
+    torch.testing.assert_close(out_RN.double(), truth_RN, equal_nan=True, **tolerance)
