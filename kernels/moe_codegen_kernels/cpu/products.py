@@ -59,8 +59,7 @@ def product(
 ) -> Tensor:
     """f of each expert's rows times its matrix, plus its bias; rows of no expert are not written.
 
-    rows_RK: (R, K) of the `wide` dtype. out_RN: where to put it.
-    activation: the name of f [none].
+    rows_RK: (R, K) of the `wide` dtype. activation: the name of f [none]; without one, out_RN: where to put it.
     matrices: (E, N, K), or (E, K, N) when `transposed`, plain or quantised; or packed (E, N / P, K, P).
     narrow: whether the layer is of bfloat16, so that quantised matrices may be multiplied as such.
     """
@@ -83,7 +82,7 @@ def product(
             bias_N = None if bias_EN is None else bias_EN[expert]
             _multiply(rows_RK[rows], matrices[expert], bias_N, transposed, out_RN[rows])
         fused = None
-    return out_RN if activation == fused else activate(activation, out_RN)
+    return out_RN if activation is None or activation == fused else activate(activation, out_RN)
 
 
 def outer_product(left_MN: Tensor, right_MK: Tensor, out_NK: Tensor) -> None:
