@@ -370,7 +370,7 @@ INLINE struct later block_at(int dtype, int layout, const struct matrices *w, lo
     return (struct later){at(dtype, w->values, row + k * PANEL), 1, depth * PANEL * bits / 8, 0, 0};
 }
 
-/* Few rows of packed weights: as many panels side by side as the registers allow. */
+/* Up to three rows of packed weights: panels side by side, for more sums and more streams from memory. */
 INLINE void side_by_side(int dtype, long rows, long n_count, const uint32_t *x, long all_words, const char *w,
                          float *out, long columns) {
     const int each = step_words(dtype);
@@ -393,7 +393,7 @@ INLINE void side_by_side(int dtype, long rows, long n_count, const uint32_t *x, 
     }
 }
 
-/* `next` is the chunk that the same thread takes after this one, or NULL. */
+/* out = out + x . the chunk's weights. `next` is what the same thread takes after it, or NULL. */
 INLINE void columns_of(int dtype, int layout, const struct chunk *chunk, const struct chunk *next, long rows,
                        long n_count, long k_count, const uint32_t *x, const struct matrices *matrices, float *out) {
     const long expert = chunk->expert, first = chunk->first, last = chunk->last, all_words = words_of(dtype, k_count);
@@ -446,7 +446,7 @@ INLINE void columns_of(int dtype, int layout, const struct chunk *chunk, const s
 }
 
 /* The next chunk of an expert with rows that no thread has taken; past the last one `expert` is `experts`. */
-static void take(long *taken, long experts, const int32_t *offsets, long n_count, struct chunk *chunk) {
+static void take_chunk(long *taken, long experts, const int32_t *offsets, long n_count, struct chunk *chunk) {
     const long chunks = (n_count + CHUNK - 1) / CHUNK;
     do {
         long task;
@@ -503,9 +503,9 @@ int grouped_gemm(int dtype, int layout, int bias_dtype, int threads, long expert
         }
 #pragma omp barrier
         struct chunk chunk, next;
-        take(&taken, experts, offsets, n_count, &next);
+        take_chunk(&taken, experts, offsets, n_count, &next);
         while (chunk = next, chunk.expert < experts) {
-            take(&taken, experts, offsets, n_count, &next);
+            take_chunk(&taken, experts, offsets, n_count, &next);
             const struct chunk *after = next.expert < experts ? &next : NULL;
             const long start = offsets[chunk.expert], rows = offsets[chunk.expert + 1] - start;
             const uint32_t *x_rows = arranged + start * row_words;
