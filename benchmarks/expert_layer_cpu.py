@@ -204,17 +204,20 @@ def _best(step: Callable[[], Any], seconds: float) -> tuple[float, Any]:
 
 def _peak(dtype: torch.dtype, seconds: float) -> float:
     """FLOPs per second of the fastest product of 2048 rows with an 8192 x 2048 matrix, of `dtype` or widened before."""
-    products = []
+    mkldnn, products = torch.ops.mkldnn, []
+    native = {torch.float32: lambda: True, torch.bfloat16: mkldnn._is_mkldnn_bf16_supported}
+    native[torch.float16] = mkldnn._is_mkldnn_fp16_supported
     for kind in {dtype, torch.float32}:
         x_MK, matrix_NK = torch.randn(PEAK_ROWS, 2048).to(kind), torch.randn(8192, 2048).to(kind)
-        products.append(functools.partial(torch.mm, x_MK, matrix_NK.T))
         if panel_width():
             offsets_E = torch.tensor([0, PEAK_ROWS], dtype=torch.int32)
             products.append(functools.partial(product, x_MK.float(), pack_matrices(matrix_NK[None]), None, offsets_E))
-        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-            reordered = torch.ops.mkldnn._reorder_linear_weight(matrix_NK, PEAK_ROWS)
-            fused = torch.ops.mkldnn._linear_pointwise
-            products.append(functools.partial(fused, x_MK, reordered, None, "none", [], ""))
+        if torch.backends.mkldnn.is_available() and native[kind]():
+            reordered = mkldnn._reorder_linear_weight(matrix_NK, PEAK_ROWS)
+            products.append(functools.partial(mkldnn._linear_pointwise, x_MK, reordered, None, "none", [], ""))
+            products.append(functools.partial(torch.mm, x_MK, matrix_NK.T))
+    if not products:  # neither the compiled kernel nor mkldnn
+        products.append(functools.partial(torch.mm, torch.randn(PEAK_ROWS, 2048), torch.randn(2048, 8192)))
     flops = 2 * PEAK_ROWS * 2048 * 8192
     return flops / min(_best(each, max(seconds, 2.0))[0] for each in products)
 
