@@ -37,6 +37,17 @@ def test_experts_taken_together_or_in_parts_give_the_same(rows_a_thread, load, m
     torch.testing.assert_close(expert_ffn(*problem.arguments(), **kind), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("load", LOADS)
+def test_nothing_is_read_before_it_is_written(load, dtype):
+    """torch fills new memory with NaN while it is asked to be deterministic."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        check_against_oracle(expert_ffn, make_problem(model=64, hidden=96, load=load), dtype)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
