@@ -23,8 +23,8 @@ from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.records import Matrices
 
 MANY_ROWS = 48  # rows of an expert from which torch's products in tile registers are taken
-FEW_ROWS = 32  # rows of an expert up to which reading quantised weights once outweighs the speed of a dense product,
-FEW_ROWS_OF_PAIRS = 16  # or of one of bfloat16 in pairs
+FEW_ROWS = 32  # rows of an expert up to which reading quantised weights once outweighs the speed of a dense product
+FEW_ROWS_BESIDE_PAIRS = 16  # the same where that product is of bfloat16 in pairs
 WIDE_BYTES = 2**22  # of a gradient's sums, which stay in the cache until they are rounded
 BLOCK_BYTES = 2**21  # of widened weights: they stay in the cache until they are multiplied
 
@@ -72,7 +72,7 @@ def product(
     if (
         isinstance(matrices, Quantised)
         and compiled.takes_few(rows_RK, matrices, layout, out_RN)
-        and most_rows(offsets_E) <= (FEW_ROWS_OF_PAIRS if narrow and compiled.multiplies_pairs() else FEW_ROWS)
+        and most_rows(offsets_E) <= (FEW_ROWS_BESIDE_PAIRS if narrow and compiled.multiplies_pairs() else FEW_ROWS)
     ):
         compiled.quantised_linear(rows_RK, matrices, bias_EN, offsets_E, out_RN, fused)
     elif packed or (compiled.takes(rows_RK, matrices, layout, out_RN) and not _better_in_16_bits(matrices, offsets_E)):
