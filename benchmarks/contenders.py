@@ -41,14 +41,16 @@ class Layer:
 
 
 class Contender(NamedTuple):
-    """One way: `run(hidden)` computes it; training wants gradients of `hidden` and of the parameters.
+    """One way: `run(hidden)` computes it; training wants gradients of `hidden`, `parameters` and `routing_weights`.
 
-    Parameters are leaves of the sizes that this way would own them in, so that none pays for views into another's.
+    Parameters are leaves of the sizes that this way would own them in, so that none pays for views into another's. The
+    dense yardstick has no routing weights.
     """
 
     run: Callable[[Tensor], Tensor]
     hidden: Tensor
     parameters: dict[str, list[Tensor]]
+    routing_weights: Tensor | None
 
 
 def make_layer(shape: LayerShape, tokens: int, load: str, device: str, dtype: torch.dtype) -> Layer:
@@ -71,7 +73,7 @@ def ours(layer: Layer, recompute: bool = False) -> Contender:
     def run(hidden_TD: Tensor) -> Tensor:
         return expert_ffn(hidden_TD, *rest, **kind, recompute=recompute)
 
-    return Contender(run, layer.hidden_TD, layer.parameters)
+    return Contender(run, layer.hidden_TD, layer.parameters, layer.weights_TK)
 
 
 def dense(layer: Layer) -> Contender:
@@ -80,7 +82,8 @@ def dense(layer: Layer) -> Contender:
     one = {name: x[0].detach() for name in names if (x := getattr(layer, name)) is not None}
     hidden_RD = layer.hidden_TD.repeat(layer.shape.top_k, 1)
     weights = [one.get(name) for name in names]
-    return Contender(lambda x_RD: _ffn(x_RD, *weights, layer.shape), hidden_RD, {n: [x] for n, x in one.items()})
+    parameters = {name: [x] for name, x in one.items()}
+    return Contender(lambda x_RD: _ffn(x_RD, *weights, layer.shape), hidden_RD, parameters, None)
 
 
 def loop(layer: Layer) -> Contender:
@@ -99,7 +102,7 @@ def loop(layer: Layer) -> Contender:
                 out_TD = out_TD.index_add(0, tokens_M, weighed_MD.to(out_TD.dtype))
         return out_TD
 
-    return Contender(run, layer.hidden_TD, parameters)
+    return Contender(run, layer.hidden_TD, parameters, layer.weights_TK)
 
 
 def torch_grouped_mm(layer: Layer) -> Contender:
@@ -117,7 +120,7 @@ def torch_grouped_mm(layer: Layer) -> Contender:
         y_TKD = y_RD[inverse_R].view(*layer.ids_TK.shape, shape.model)
         return torch.bmm(layer.weights_TK[:, None].to(y_TKD.dtype), y_TKD)[:, 0]
 
-    return Contender(run, layer.hidden_TD, {"up": [layer.up], "down": [layer.down]})
+    return Contender(run, layer.hidden_TD, {"up": [layer.up], "down": [layer.down]}, layer.weights_TK)
 
 
 def transformers_implementation(forward: Callable[..., Tensor]) -> Callable[[Layer], Contender]:
@@ -138,7 +141,7 @@ def transformers_implementation(forward: Callable[..., Tensor]) -> Callable[[Lay
         def run(hidden_TD: Tensor) -> Tensor:
             return forward(experts, hidden_TD, layer.ids_TK, layer.weights_TK)
 
-        return Contender(run, layer.hidden_TD, layer.parameters)
+        return Contender(run, layer.hidden_TD, layer.parameters, layer.weights_TK)
 
     return make
 
@@ -156,7 +159,7 @@ def scattermoe(layer: Layer) -> Contender:
             _activate(h_RG, layer.shape), layer.down.mT, 1, *plan, grouped_in=True, gates=gates_TK
         )  # fmt: skip
 
-    return Contender(run, layer.hidden_TD, {"up": [layer.up], "down": [layer.down]})
+    return Contender(run, layer.hidden_TD, {"up": [layer.up], "down": [layer.down]}, layer.weights_TK)
 
 
 def megablocks(layer: Layer) -> Contender:
@@ -178,11 +181,11 @@ def megablocks(layer: Layer) -> Contender:
         theirs["v1"] = layer.up[:, shape.hidden :]
     for name, weight in theirs.items():
         getattr(experts.mlp, name).data.copy_(weight.reshape(-1, shape.model))
-    gates_TK = layer.weights_TK.to(layer.up.dtype)
     return Contender(
-        lambda hidden_TD: experts.forward_once(hidden_TD, gates_TK, layer.ids_TK)[0],
+        lambda hidden_TD: experts.forward_once(hidden_TD, layer.weights_TK.to(hidden_TD.dtype), layer.ids_TK)[0],
         layer.hidden_TD,
         {name: [getattr(experts.mlp, name)] for name in theirs},
+        layer.weights_TK,
     )
 
 

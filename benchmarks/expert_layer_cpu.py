@@ -166,7 +166,7 @@ def _eager(layer: Layer) -> Contender:
     weights = (layer.up, layer.up_bias, layer.down, layer.down_bias) if shape.bias else (layer.up, layer.down)
     for name, weight in zip(names, weights, strict=True):
         setattr(experts, name, nn.Parameter(weight, requires_grad=False))
-    return Contender(lambda x_TD: experts(x_TD, layer.ids_TK, layer.weights_TK), layer.hidden_TD, {})
+    return Contender(lambda x_TD: experts(x_TD, layer.ids_TK, layer.weights_TK), layer.hidden_TD, {}, None)
 
 
 def _packed(layer: Layer) -> Layer:
@@ -176,7 +176,7 @@ def _packed(layer: Layer) -> Layer:
 def _run_packed(layer: Layer) -> Contender:
     rest = (layer.ids_TK, layer.weights_TK, layer.up, layer.up_bias, layer.down, layer.down_bias)
     kind = {"activation": layer.shape.activation, "gated": layer.shape.gated}
-    return Contender(lambda x_TD: packed_expert_ffn(x_TD, *rest, **kind), layer.hidden_TD, {})
+    return Contender(lambda x_TD: packed_expert_ffn(x_TD, *rest, **kind), layer.hidden_TD, {}, None)
 
 
 def _dense_packed(layer: Layer) -> Contender:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 FLUSHED_BYTES = 256 * 2**20  # more than any L2 cache holds
-FLUSH_MICROSECONDS = 30  # no GPU writes them faster
+FLUSH_MICROSECONDS = 30  # no GPU reads them faster
 STREAMED_BYTES = 4 * 2**30
 PEAK_EXTENT = 8192
 
@@ -29,10 +29,10 @@ class Limits(NamedTuple):
 
 
 def quantiles_of(step: Callable[[], Any], repeats: int, device: str, graph: bool = False) -> Quantiles:
-    """Times of `step`, or of its CUDA graph, after three runs; on a GPU by events, with L2 written over between.
+    """Times of `step`, or of its CUDA graph, after three runs; on a GPU by events, with other bytes in L2 before each.
 
-    L2 is written over until the host is ahead of the device, as it is in the middle of a model: what launching costs is
-    `host_microseconds`.
+    They are read, for what is written there `step` would have to write back to memory; and until the host is ahead of
+    the device, as it is in the middle of a model: what launching costs is `host_microseconds`.
     """
     for _ in range(3):
         step()
@@ -40,12 +40,12 @@ def quantiles_of(step: Callable[[], Any], repeats: int, device: str, graph: bool
         times = [_seconds(step) * 1e3 for _ in range(repeats)]
     else:
         step = _captured(step) if graph else step
-        flush = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
+        others = torch.zeros(FLUSHED_BYTES // 4, dtype=torch.int32, device=device)
         flushes = 1 + int(host_microseconds(step, 5) / FLUSH_MICROSECONDS)
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
         for start, end in events:
             for _ in range(flushes):
-                flush.zero_()
+                others.sum()
             start.record()
             step()
             end.record()
@@ -74,7 +74,7 @@ def peak_bytes(step: Callable[[], Any]) -> int:
 
 
 def limits_of(device: str, repeats: int) -> Limits:
-    """The faster of two ways to read 4 GiB, and a square product."""
+    """A square product, and the faster of two ways to move 4 GiB: read all, or read half and write as much."""
     square = torch.randn(PEAK_EXTENT, PEAK_EXTENT, dtype=torch.bfloat16, device=device)
     product_ms = quantiles_of(lambda: square @ square, repeats, device).p50
     streamed = torch.ones(STREAMED_BYTES // 4, dtype=torch.float32, device=device)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import datasets
 import numpy as np
 import transformers
 
@@ -47,6 +46,8 @@ def run(options: argparse.Namespace) -> Result:
     corpus = options.corpus or find_corpus()
     if corpus is None:
         return Result([], [SKIPPED])
+    import datasets  # here, so that the other cases run where it is not installed
+
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     scale, folder = SCALES[options.scale], options.folder / options.scale

@@ -19,7 +19,7 @@ from moe_codegen_kernels.gpu_import import gpu_module
 from moe_codegen_kernels.records import ExpertWeights
 from moe_codegen_kernels.tiles import Tile
 
-SMALLEST_BLOCK_N = 64
+BLOCKS_N = (64, 128, 256)
 MOST_SUMS = 128  # float32 sums a thread can hold beside all else it needs of 255 registers
 MOST_WORKERS = 16
 GROUPS_M = (4, 16)  # beside the usual 8
@@ -68,17 +68,15 @@ class Trial:
         experts = ExpertWeights(up, None, down, None, "gelu_tanh", size.gated)
         x_RD, h_RG, a_RF = operand(rows, size.model), operand(rows, grown), operand(rows, size.hidden)
         order_R = torch.arange(rows, dtype=torch.int32, device=device)
-        weights_TK = torch.rand(self.tokens, size.top_k, device=device)
+        s_R = torch.rand(rows, device=device)
         bounds_E = torch.arange(size.experts + 1, device=device) * rows // size.experts
         schedule = routing.tile_schedule(bounds_E.int(), rows, self.block_m, self.processors)
-        dots_BR = torch.empty(-(-size.hidden // SMALLEST_BLOCK_N), rows, device=device)
+        dots_BR = torch.empty(-(-size.hidden // BLOCKS_N[0]), rows, device=device)
         partials_PG = gpu_module("rows").new_partials(schedule, grown)
         calls: tuple[Callable[[Tile], Any], ...] = (
             lambda tile: gemms.up(x_RD, order_R, 1, experts, True, schedule, tile),
             lambda tile: gemms.linear(a_RF, down, None, schedule, tile),
-            lambda tile: gemms.down_gradient(
-                x_RD, experts, h_RG, order_R, weights_TK, partials_PG, dots_BR, schedule, tile
-            ),
+            lambda tile: gemms.down_gradient(x_RD, experts, h_RG, s_R, partials_PG, dots_BR, schedule, tile),
             lambda tile: gemms.ragged_k(x_RD, a_RF, schedule, tile),
         )
         return dict(zip(size.gemms, calls, strict=True))
@@ -86,12 +84,14 @@ class Trial:
     def candidates(self, gemm: str, shipped: Tile) -> list[Tile]:
         """The shipped tile if it can serve here, and around it whatever may fit; `group_m` stays."""
         serves = gemm == "ragged_k" or shipped.block_m == self.block_m
-        flattens = (False, True) if self.path == "tma" else (False,)
-        extents = itertools.product(sorted({SMALLEST_BLOCK_N, 128, shipped.block_n}), (32, 64), (3, 4), flattens)
+        walks = [(1, False)]  # programs on a processor, and whether the loops are one
+        if self.path == "tma":
+            walks += [(2, False)] if gemm == "ragged_k" else [(1, True), (2, False)]
         tiles = [shipped] if serves else []
-        for block_n, block_k, stages, flatten in extents:
-            warps = 4 if self.block_m * block_n <= 64 * 128 else 8
-            tile = Tile(self.block_m, block_n, block_k, warps, stages, shipped.group_m, flatten=flatten)
+        blocks_n = sorted({*BLOCKS_N, shipped.block_n})
+        for block_n, block_k, stages, (programs, flatten) in itertools.product(blocks_n, (32, 64), (3, 4), walks):
+            warps = 4 if self.block_m * block_n <= 64 * 128 or programs == 2 else 8
+            tile = Tile(self.block_m, block_n, block_k, warps, stages, shipped.group_m, programs, flatten)
             if tile not in tiles and self._may_fit(gemm, tile):
                 tiles.append(tile)
         return tiles
@@ -101,7 +101,7 @@ class Trial:
         columns = (2 if gemm == "up_gated" else 1) * tile.block_n
         ahead = (tile.stages - 1) * (tile.block_m + columns) * tile.block_k * self.size.dtype.itemsize
         sums = tile.block_m * columns // (32 * tile.warps)
-        return sums <= MOST_SUMS and ahead <= self.shared_memory
+        return sums <= MOST_SUMS and tile.programs * ahead <= self.shared_memory
 
 
 def regrouped(tile: Tile) -> list[Tile]:

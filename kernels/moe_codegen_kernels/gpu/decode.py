@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moe_codegen_kernels.gpu import OPTIONS
 from moe_codegen_kernels.gpu.epilogues import activate, add_product, bias_of
 from moe_codegen_kernels.records import ExpertWeights
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu, precision_of
@@ -148,8 +149,8 @@ def decode_combine_kernel(
 BLOCK_N = 32  # rows of a weight matrix a program reads: few, so that every processor has several programs
 BYTES_K = 256  # of each of those rows in one step
 STAGES = 4
-MOST_PARTS = 4  # of F in the second product, whose N = D alone may give too few programs:
-PROGRAMS = 8  # on each processor are enough
+PROGRAMS_A_PROCESSOR = 8  # are enough to keep memory busy
+MOST_PARTS = 4  # of F in the second product, whose N = D alone may give fewer
 
 
 def serves(tokens: int, top_k: int, element_bytes: int) -> bool:
@@ -165,10 +166,10 @@ def expert_ffn(
     rows = tokens * top_k
     programs, columns = min(rows, count), triton.cdiv(model, BLOCK_N)
     parts = 1
-    while parts < MOST_PARTS and programs * columns * parts < PROGRAMS * gpu.processors:
+    while parts < MOST_PARTS and programs * columns * parts < PROGRAMS_A_PROCESSOR * gpu.processors:
         parts *= 2
-    ids = {"TOP_K": top_k, "BLOCK_C": triton.next_power_of_2(top_k)}
-    shared = ids | {
+    common = {"TOP_K": top_k, "BLOCK_C": triton.next_power_of_2(top_k), **OPTIONS}
+    gemm = common | {
         "BY_ROW": rows < count,
         "PRECISION": precision_of(hidden_TD.dtype),
         "BLOCK_T": max(16, triton.next_power_of_2(tokens)),
@@ -180,22 +181,28 @@ def expert_ffn(
         hidden_TD, expert_ids_TK, experts.up, experts.up_bias, a_RF, tokens, hidden, model, count,
         hidden_TD.stride(0), experts.up.stride(0), experts.up.stride(1),
         HAS_BIAS=experts.up_bias is not None, GATED=experts.gated, ACTIVATION=experts.activation,
-        num_stages=_stages(shared["BLOCK_T"] + (2 if experts.gated else 1) * BLOCK_N, gpu), **shared,
+        num_stages=_stages(gemm["BLOCK_T"], 2 if experts.gated else 1, gpu), **gemm,
     )  # fmt: skip
     y_SRD = torch.empty(parts, rows, model, dtype=torch.float32, device=hidden_TD.device)
     decode_down_kernel[(programs, columns, parts)](
         a_RF, expert_ids_TK, experts.down, experts.down_bias, y_SRD, tokens, model, hidden, count,
         experts.down.stride(0), experts.down.stride(1),
         HAS_BIAS=experts.down_bias is not None, PARTS=parts,
-        num_stages=_stages(shared["BLOCK_T"] + BLOCK_N, gpu), **shared,
+        num_stages=_stages(gemm["BLOCK_T"], 1, gpu), **gemm,
     )  # fmt: skip
     out_TD = torch.empty_like(hidden_TD)
     decode_combine_kernel[(tokens, triton.cdiv(model, 256))](
-        y_SRD, expert_ids_TK, weights_TK, out_TD, tokens, model, count, PARTS=parts, BLOCK_N=256, **ids
+        y_SRD, expert_ids_TK, weights_TK, out_TD, tokens, model, count, PARTS=parts, BLOCK_N=256, **common
     )
     return out_TD
 
 
-def _stages(rows: int, gpu: Gpu) -> int:
-    """As many loads ahead as fit: Triton keeps one buffer less than it has stages, each of `rows` x BYTES_K."""
-    return min(STAGES, SHARED_MEMORY_LIMIT[gpu.architecture] // (rows * BYTES_K) + 1)
+def _stages(block_t: int, matrices: int, gpu: Gpu) -> int:
+    """As many loads ahead as fit, each of BYTES_K of every row of x and of the matrices.
+
+    Triton keeps one buffer less than it has stages; where the product is asynchronous and reads them itself, all of
+    them, and then two programs are to fit.
+    """
+    room, buffer = SHARED_MEMORY_LIMIT[gpu.architecture], (block_t + matrices * BLOCK_N) * BYTES_K
+    is_asynchronous = block_t >= 64 and gpu.architecture in ("sm_90", "sm_100")
+    return min(STAGES, room // 2 // buffer if is_asynchronous else room // buffer + 1)

@@ -1,56 +1,75 @@
-"""What the GEMM kernels share: activations and sums in float32, and which rows and columns a program owns."""
+"""What the GEMM kernels share: activations, gradients and sums in float32, and the rows and columns of a program."""
 
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+GELU_SCALE = tl.constexpr(1.5957691216057308)  # 2 sqrt(2 / pi): 1 + tanh(u) = 2 sigmoid(2u)
+GELU_CUBE = tl.constexpr(0.044715)
+EPILOGUE_COLUMNS = tl.constexpr(32)  # that the epilogue of `down_gradient` holds at once: more spill
+
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x))."""
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def sigmoid_and_rest(x):
-    """sigmoid(x) and 1 - sigmoid(x), each to full relative precision; the clamp keeps inf * 0 away."""
-    e = tl.exp(tl.minimum(-x, 80.0))
-    s = 1.0 / (1.0 + e)
-    return s, e * s
+def sigmoid_exponent(x, square, ACTIVATION: tl.constexpr):
+    """z, for which f(x) = x / (1 + 2^z): a sigmoid of x (SiLU) or of 2u (tanh-GELU), its scale already in the power."""
+    if ACTIVATION == "gelu_tanh":
+        z = x * (-LOG2_E * GELU_SCALE - LOG2_E * GELU_SCALE * GELU_CUBE * square)
+    else:
+        z = -LOG2_E * x
+    return z
 
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """f(x) in float32. Tanh-GELU is x * sigmoid(2u): 1 + tanh(u) = 2 sigmoid(2u), one exponential."""
-    if ACTIVATION == "gelu_tanh":
-        f = x * sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))
-    elif ACTIVATION == "gelu":
+    """f(x) in float32."""
+    if ACTIVATION == "gelu":
         f = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == "silu":
-        f = x * sigmoid(x)
-    else:
+    elif ACTIVATION == "relu":
         f = tl.maximum(x, 0.0)
+    else:
+        f = x * (1.0 / (1.0 + tl.exp2(sigmoid_exponent(x, x * x, ACTIVATION))))
     return f
 
 
 @triton.jit
 def activate_with_slope(x, ACTIVATION: tl.constexpr):
-    """f(x), f'(x) in float32, sharing the exponential."""
-    if ACTIVATION == "gelu_tanh":
-        s, rest = sigmoid_and_rest(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))
-        f = x * s
-        slope = s + f * rest * 1.5957691216057308 * (1.0 + 0.134145 * x * x)
-    elif ACTIVATION == "gelu":
+    """f(x), f'(x) in float32, sharing the exponential.
+
+    f = x s has f' = s + f (1 - s) dz/dx with s = 1 / (1 + e); 1 - s = e s keeps full relative precision, and e below
+    2^115 keeps inf * 0 away.
+    """
+    if ACTIVATION == "gelu":
         cdf = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
         f = x * cdf
         slope = cdf + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    elif ACTIVATION == "silu":
-        s, rest = sigmoid_and_rest(x)
-        f = x * s
-        slope = s + f * rest
-    else:
+    elif ACTIVATION == "relu":
         f = tl.maximum(x, 0.0)
         slope = tl.where(x > 0.0, 1.0, 0.0)
+    else:
+        square = x * x
+        e = tl.exp2(tl.minimum(sigmoid_exponent(x, square, ACTIVATION), 115.0))
+        s = 1.0 / (1.0 + e)
+        f = x * s
+        slope = f * (e * s)
+        if ACTIVATION == "gelu_tanh":
+            slope *= GELU_SCALE + 3.0 * GELU_SCALE * GELU_CUBE * square
+        slope += s
     return f, slope
+
+
+@triton.jit
+def gradients(dA, s, h, value, GATED: tl.constexpr, ACTIVATION: tl.constexpr):
+    """dh, d_value, s a and the terms of <dA, a>, from dA = dO @ down and rows of routing weight s.
+
+    a = f(h) and dh = s dA f'(h); gated, a = f(h) * value, dh = s dA f'(h) * value and d_value = s dA f(h).
+    """
+    a, slope = activate_with_slope(h, ACTIVATION)
+    s_dA = s * dA
+    d_value = s_dA * a
+    if GATED:
+        a *= value
+        slope *= value
+    return s_dA * slope, d_value, s * a, dA * a
 
 
 @triton.jit

@@ -97,25 +97,23 @@ def expert_ffn_backward(
     down_partials = rows.new_partials(schedule, model) if needs_down_bias else None
     up_partials = rows.new_partials(schedule, up.shape[1]) if needs_up_bias else None
 
-    dO_RD = rows.gather_gradient(
+    dO_RD, s_R = rows.gather_gradient(
         grad_TD, order_R, weights_TK, down_bias, schedule, down_partials,
         None if dots_BR is None else dots_BR[gemm_dots:],
     )  # fmt: skip
-    dh_RG, a_RF = gemms.down_gradient(
-        dO_RD, experts, h_RG, order_R, weights_TK, up_partials, dots_BR, schedule, bucket.down_gradient
-    )
+    dh_RG, sa_RF = gemms.down_gradient(dO_RD, experts, h_RG, s_R, up_partials, dots_BR, schedule, bucket.down_gradient)
 
     nothing = [grad_TD.new_empty(0) for _ in needs]
     d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias = nothing
     if dots_BR is not None:
-        d_weights = rows.weight_gradient(dots_BR, order_R, offsets_E, weights_TK)
+        d_weights = rows.routing_weight_gradient(dots_BR, order_R, offsets_E, weights_TK)
     if up_partials is not None and up_bias is not None:
         d_up_bias = rows.sum_partials(up_partials, schedule, up_bias)
     if down_partials is not None and down_bias is not None:
         d_down_bias = rows.sum_partials(down_partials, schedule, down_bias)
     if needs_down:
-        d_down = gemms.ragged_k(dO_RD, a_RF, schedule, bucket.ragged_k)
-    del a_RF, dO_RD
+        d_down = gemms.ragged_k(dO_RD, sa_RF, schedule, bucket.ragged_k)
+    del sa_RF, dO_RD
     if needs_up:
         d_up = gemms.ragged_k(dh_RG, x_RD, schedule, bucket.ragged_k)
     if needs_hidden:

@@ -1,11 +1,11 @@
 """The public grouped GEMMs on the GPU: a schedule from the offsets, then the kernels `layer` uses."""
 
-import torch
 from torch import Tensor
 
 from moe_codegen_kernels.gpu import tma
 from moe_codegen_kernels.gpu.layer import GEMMS_OF
 from moe_codegen_kernels.gpu.routing import tile_schedule
+from moe_codegen_kernels.gpu.rows import zero_unrouted
 from moe_codegen_kernels.tiles import Gpu, choose
 
 
@@ -21,8 +21,8 @@ def grouped_gemm(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, 
     gemms = GEMMS_OF[bucket.path]
     schedule = tile_schedule(offsets_E, rows, bucket.block_m, gpu.processors)
     out_RN = gemms.linear(rows_RK, matrices_ENK, bias_EN, schedule, bucket.linear)
-    row_R = torch.arange(rows, device=out_RN.device)
-    return out_RN.masked_fill_((row_R >= offsets_E[-1])[:, None], 0)
+    zero_unrouted(out_RN, offsets_E)
+    return out_RN
 
 
 def grouped_gemm_ragged_k(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor, gpu: Gpu) -> Tensor:

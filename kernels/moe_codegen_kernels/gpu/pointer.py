@@ -2,11 +2,12 @@
 
     linear    out_RN[r] = matrices[e] @ rows[r] + bias[e]
     up        h = up[e] @ x + up_bias[e];  a = f(h), or f(h_gate) * h_value when gated
-    down_gradient   with acc = dO @ down[e] of a row of routing weight s:
-              dh = s acc f'(h),  a' = s a,  partial dots <acc, a>,  partial column sums of dh
+    down_gradient   with dA = dO @ down[e] and a row's routing weight s:
+              dh = s dA f'(h),  sa = s a,  partial dots <dA, a>,  partial column sums of dh
     ragged_k  out_EMN[e] = sum over the expert's rows of left_RM[r] right_RN[r]^T
 
     order_R   int32  sorted row -> slot; `up` gathers each row's token in the load
+    s_R       float32  routing weight of each sorted row
     schedule  int32  see routing.py: which expert and rows each tile owns
     partials_PN, dots_BR  float32  see rows.py
 
@@ -22,11 +23,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moe_codegen_kernels.gpu import OPTIONS
 from moe_codegen_kernels.gpu.epilogues import (
+    EPILOGUE_COLUMNS,
     activate,
-    activate_with_slope,
     add_product,
     bias_of,
+    gradients,
     partial_index,
     ragged_tile,
     split_columns,
@@ -152,48 +155,55 @@ def up_kernel(
 
 @triton.jit
 def gradient_columns(
-    acc, s, row, is_row_M, column, h_ptr, dh_ptr, a_ptr, partials_ptr, N,
+    dA, s, row, is_row_M, column, h_ptr, dh_ptr, sa_ptr, partials_ptr, N,
     GATED: tl.constexpr, WRITE_PARTIALS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """The columns of dh_RG and a'_RF that `acc` = dA covers, from `column` on; returns each row's <dA, a>.
+    """The columns of dh_RG and sa_RF that dA covers, from `column` on; returns each row's <dA, a>.
 
     A row that is not the expert's has s = 0 and h = 0, and so adds nothing to the sums.
     """
-    BLOCK_M: tl.constexpr = acc.shape[0]
-    G: tl.constexpr = 2 if GATED else 1
-    column_N = column + tl.arange(0, acc.shape[1])
-    is_column_N = column_N < N
-    mask = is_row_M[:, None] & is_column_N[None, :]
-    h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M)
-    dh_ptrs = tile_ptrs(dh_ptr, row, column_N, G * N, BLOCK_M)
-    a_ptrs = tile_ptrs(a_ptr, row, column_N, N, BLOCK_M)
-    a, slope = activate_with_slope(tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
-    if GATED:
-        d_value = s * acc * a
-        tl.store(dh_ptrs + N, d_value, mask=mask)
-        if WRITE_PARTIALS:
-            tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=is_column_N)
-        value = tl.load(h_ptrs + N, mask=mask, other=0.0).to(tl.float32)
-        tl.store(a_ptrs, s * a * value, mask=mask)
-        acc *= value
+    BLOCK_M: tl.constexpr = dA.shape[0]
+    BLOCK_N: tl.constexpr = dA.shape[1]
+    if BLOCK_N > EPILOGUE_COLUMNS:
+        left, right = split_columns(dA)
+        dots_M = gradient_columns(
+            left, s, row, is_row_M, column, h_ptr, dh_ptr, sa_ptr, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
+        )
+        dots_M += gradient_columns(
+            right, s, row, is_row_M, column + BLOCK_N // 2, h_ptr, dh_ptr, sa_ptr, partials_ptr, N,
+            GATED, WRITE_PARTIALS, ACTIVATION,
+        )  # fmt: skip
     else:
-        tl.store(a_ptrs, s * a, mask=mask)
-    dh = s * acc * slope
-    tl.store(dh_ptrs, dh, mask=mask)
-    if WRITE_PARTIALS:
-        tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=is_column_N)
-    return tl.sum(acc * a, axis=1)
+        G: tl.constexpr = 2 if GATED else 1
+        column_N = column + tl.arange(0, BLOCK_N)
+        is_column_N = column_N < N
+        mask = is_row_M[:, None] & is_column_N[None, :]
+        h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M)
+        dh_ptrs = tile_ptrs(dh_ptr, row, column_N, G * N, BLOCK_M)
+        h = tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(h_ptrs + N, mask=mask, other=0.0).to(tl.float32) if GATED else None
+        dh, d_value, sa, dots = gradients(dA, s, h, value, GATED, ACTIVATION)
+        tl.store(dh_ptrs, dh, mask=mask)
+        tl.store(tile_ptrs(sa_ptr, row, column_N, N, BLOCK_M), sa, mask=mask)
+        if GATED:
+            tl.store(dh_ptrs + N, d_value, mask=mask)
+        if WRITE_PARTIALS:
+            tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=is_column_N)
+            if GATED:
+                tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=is_column_N)
+        dots_M = tl.sum(dots, axis=1)
+    return dots_M
 
 
 @triton.jit(do_not_specialize=["R"])
 def down_gradient_kernel(
-    rows_ptr, down_ptr, h_ptr, order_ptr, weights_ptr, dh_ptr, a_ptr, partials_ptr, dots_ptr, schedule_ptr,
+    rows_ptr, down_ptr, h_ptr, s_ptr, dh_ptr, sa_ptr, partials_ptr, dots_ptr, schedule_ptr,
     R, N, K, EXPERTS, stride_e, stride_n, stride_k,
     GATED: tl.constexpr, WRITE_PARTIALS: tl.constexpr, WRITE_DOTS: tl.constexpr, ACTIVATION: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """One tile of dh_RG and a'_RF (N = F, K = D), with its partial sums."""
+    """One tile of dh_RG and sa_RF (N = F, K = D), with its partial sums."""
     num_m_tiles = tl.load(schedule_ptr)
     num_n_tiles = tl.cdiv(N, BLOCK_N)
     if tl.program_id(0) >= num_m_tiles * num_n_tiles:
@@ -202,24 +212,18 @@ def down_gradient_kernel(
     is_row_M, source_M = tile_rows(row, end, BLOCK_M)
     column_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     down_ptr += expert.to(tl.int64) * stride_e
-    acc, _ = accumulate(
+    dA, _ = accumulate(
         rows_ptr, down_ptr, source_M, column_N, N, K, K, stride_n, stride_k, 0,
         False, EVEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     row_M = row + tl.arange(0, BLOCK_M)
-    slot_M = tl.load(order_ptr + row_M, mask=is_row_M, other=0)
-    s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)[:, None]
+    s = tl.load(s_ptr + row_M, mask=is_row_M, other=0.0)[:, None]
     G: tl.constexpr = 2 if GATED else 1
     if WRITE_PARTIALS:
         partials_ptr += partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N)
-    left, right = split_columns(acc)
     dots_M = gradient_columns(
-        left, s, row, is_row_M, n * BLOCK_N, h_ptr, dh_ptr, a_ptr, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
+        dA, s, row, is_row_M, n * BLOCK_N, h_ptr, dh_ptr, sa_ptr, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
     )
-    dots_M += gradient_columns(
-        right, s, row, is_row_M, n * BLOCK_N + BLOCK_N // 2, h_ptr, dh_ptr, a_ptr, partials_ptr, N,
-        GATED, WRITE_PARTIALS, ACTIVATION,
-    )  # fmt: skip
     if WRITE_DOTS:
         tl.store(dots_ptr + n.to(tl.int64) * R + row_M, dots_M, mask=is_row_M)
 
@@ -298,25 +302,24 @@ def down_gradient(
     dO_RD: Tensor,
     experts: ExpertWeights[Tensor],
     h_RG: Tensor,
-    order_R: Tensor,
-    weights_TK: Tensor,
+    s_R: Tensor,
     partials_PG: Tensor | None,
     dots_BR: Tensor | None,
     schedule: Schedule,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
-    """dh_RG and a'_RF = s a; partials_PG and the first rows of dots_BR are filled when given."""
+    """dh_RG and sa_RF; partials_PG and the first rows of dots_BR are filled when given."""
     _, inner, columns = experts.down.shape
     dh_RG = torch.empty_like(h_RG)
-    a_RF = h_RG.new_empty(h_RG.shape[0], columns)
+    sa_RF = h_RG.new_empty(h_RG.shape[0], columns)
     stride_e, stride_k, stride_n = experts.down.stride()
     down_gradient_kernel[grid(schedule, columns, tile)](
-        dO_RD, experts.down, h_RG, order_R, weights_TK, dh_RG, a_RF, partials_PG, dots_BR, schedule.entries,
-        order_R.numel(), columns, inner, schedule.experts, stride_e, stride_n, stride_k,
+        dO_RD, experts.down, h_RG, s_R, dh_RG, sa_RF, partials_PG, dots_BR, schedule.entries,
+        s_R.numel(), columns, inner, schedule.experts, stride_e, stride_n, stride_k,
         GATED=experts.gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
         ACTIVATION=experts.activation, **_constants(tile, columns, inner, dO_RD.dtype),
     )  # fmt: skip
-    return dh_RG, a_RF
+    return dh_RG, sa_RF
 
 
 def ragged_k(left_RM: Tensor, right_RN: Tensor, schedule: Schedule, tile: Tile) -> Tensor:
@@ -345,4 +348,5 @@ def _constants(tile: Tile, columns: int, inner: int, dtype: torch.dtype) -> dict
         "GROUP_M": tile.group_m,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        **OPTIONS,
     }

@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moe_codegen_kernels.gpu import OPTIONS
+
 
 @triton.jit(do_not_specialize=["T"])
 def route_kernel(
@@ -158,7 +160,7 @@ def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Ten
         route_kernel[(triton.cdiv(tokens, block_t),)](
             logits_TE, weights_TK, expert_ids_TK, tokens, *logits_TE.stride(),
             EXPERTS=experts, TOP_K=top_k, RENORMALISE=renormalise,
-            BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_K=triton.next_power_of_2(top_k),
+            BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_K=triton.next_power_of_2(top_k), **OPTIONS,
         )  # fmt: skip
     return weights_TK, expert_ids_TK
 
@@ -174,7 +176,7 @@ def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tenso
         torch.empty(size, dtype=torch.int32, device=ids_R.device)
         for size in (chunks * block_e, rows, rows, num_experts + 1)
     )
-    blocks = {"BLOCK_E": block_e, "num_warps": 8}
+    blocks = {"BLOCK_E": block_e, "num_warps": 8, **OPTIONS}
     if rows > 0:
         count_kernel[(chunks,)](ids_R, counts_CE, rows, num_experts, BLOCK_R=block_r, **blocks)
     block_c = min(64, max(1, ONE_HOT_ELEMENTS // block_e))
@@ -208,6 +210,6 @@ def tile_schedule(offsets_E: Tensor, rows: int, block_m: int, processors: int) -
     block_s = min(512, max(16, ONE_HOT_ELEMENTS // 2 // block_e))
     schedule_kernel[(triton.cdiv(max(most_tiles, 1), block_s),)](
         offsets_E, entries, most_tiles, EXPERTS=experts, BLOCK_M=block_m,
-        BLOCK_S=block_s, BLOCK_E=block_e, num_warps=8,
+        BLOCK_S=block_s, BLOCK_E=block_e, num_warps=8, **OPTIONS,
     )  # fmt: skip
     return Schedule(entries, offsets_E, most_tiles, block_m, processors)

@@ -1,17 +1,19 @@
 """Moving and summing rows: gather, combine, and the second halves of the bias and weight gradients.
 
     gather_rows       x_RD[r] = hidden_TD[order_R[r] // TOP_K]
-    gather_gradient   dO_RD[r] = grad_TD[order_R[r] // TOP_K]; in the same pass, per tile of rows, the partial
-                      sums of s_r dO_RD[r] (for d(down_bias)) and per row the dots <dO_RD[r], down_bias>
+    gather_gradient   dO_RD[r] = grad_TD[order_R[r] // TOP_K] and s_R[r] = weights[order_R[r]]; in the same pass, per
+                      tile of rows, the partial sums of s_r dO_RD[r] (for d(down_bias)) and per row the dots
+                      <dO_RD[r], down_bias>
     sum_partials      bias gradient of each expert: the sum of its tiles' partial column sums
-    weight_gradient   d(weights)[slot of r]: the sum of row r's partial dots
+    routing_weight_gradient   d(weights)[slot of r]: the sum of row r's partial dots
+    zero_unrouted     rows of no expert become 0
     combine           out_TD[t] = sum over k of weights_TK[t, k] * rows_RD[inverse_R[t * TOP_K + k]]
 
     order_R, inverse_R, offsets_E, schedule   see routing.py
     partials_PN  float32  partial column sums of each tile of rows; a tile's place is `partial_index`
     dots_BR      float32  partial dots of each row, one for each block of columns
 
-Rows from offsets_E[E] on belong to no expert: they are not written, and never read.
+Rows from offsets_E[E] on belong to no expert: within a layer they are not written, and never read.
 """
 
 import torch
@@ -19,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moe_codegen_kernels.gpu import OPTIONS
 from moe_codegen_kernels.gpu.epilogues import partial_index
 from moe_codegen_kernels.gpu.routing import Schedule
 
@@ -40,7 +43,7 @@ def gather_kernel(
 
 @triton.jit(do_not_specialize=["R"])
 def gather_gradient_kernel(
-    grad_ptr, order_ptr, weights_ptr, bias_ptr, schedule_ptr, out_ptr, partials_ptr, dots_ptr,
+    grad_ptr, order_ptr, weights_ptr, bias_ptr, schedule_ptr, out_ptr, s_ptr, partials_ptr, dots_ptr,
     R, N, stride_grad, EXPERTS,
     TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr, WRITE_PARTIALS: tl.constexpr, WRITE_DOTS: tl.constexpr,
@@ -59,8 +62,10 @@ def gather_gradient_kernel(
     address = (slot_M // TOP_K)[:, None] * stride_grad + column_N[None, :]
     dO = tl.load(grad_ptr + address, mask=mask, other=0.0)
     tl.store(out_ptr + row_M.to(tl.int64)[:, None] * N + column_N[None, :], dO, mask=mask)
+    s_M = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)
+    if tl.program_id(1) == 0:
+        tl.store(s_ptr + row_M, s_M, mask=is_row_M)
     if WRITE_PARTIALS:
-        s_M = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)
         sums_N = tl.sum(dO.to(tl.float32) * s_M[:, None], axis=0)
         place = partial_index(row, expert, BLOCK_M).to(tl.int64) * N
         tl.store(partials_ptr + place + column_N, sums_N, mask=column_N < N)
@@ -92,7 +97,9 @@ def sum_partials_kernel(
 
 
 @triton.jit(do_not_specialize=["R"])
-def weight_gradient_kernel(dots_ptr, order_ptr, out_ptr, offsets_ptr, R, BLOCKS, EXPERTS, BLOCK_R: tl.constexpr):
+def routing_weight_gradient_kernel(
+    dots_ptr, order_ptr, out_ptr, offsets_ptr, R, BLOCKS, EXPERTS, BLOCK_R: tl.constexpr
+):
     """BLOCK_R rows; slots of no expert get 0."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row_R = row_R < tl.load(offsets_ptr + EXPERTS)
@@ -123,6 +130,29 @@ def combine_kernel(
     tl.store(out_ptr + token * N + column_N, total_N, mask=column_N < N)
 
 
+@triton.jit(do_not_specialize=["R"])
+def zero_unrouted_kernel(rows_ptr, offsets_ptr, R, N, EXPERTS, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr):
+    """BLOCK_R rows; programs whose rows all have an expert end at once."""
+    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    is_row_R = (row_R >= tl.load(offsets_ptr + EXPERTS)) & (row_R < R)
+    if tl.max(is_row_R.to(tl.int32)) == 0:
+        return
+    zeros = tl.zeros([BLOCK_R, BLOCK_N], rows_ptr.dtype.element_ty)
+    for first in range(0, N, BLOCK_N):
+        column_N = first + tl.arange(0, BLOCK_N)
+        address = row_R.to(tl.int64)[:, None] * N + column_N[None, :]
+        tl.store(rows_ptr + address, zeros, mask=is_row_R[:, None] & (column_N < N)[None, :])
+
+
+def zero_unrouted(rows_RN: Tensor, offsets_E: Tensor) -> None:
+    """Zeros, in place, where no expert wrote."""
+    rows, columns = rows_RN.shape
+    if rows > 0:
+        zero_unrouted_kernel[(triton.cdiv(rows, 16),)](
+            rows_RN, offsets_E, rows, columns, offsets_E.numel() - 1, BLOCK_R=16, BLOCK_N=256, **OPTIONS
+        )
+
+
 def gather_rows(source_TD: Tensor, order_R: Tensor, offsets_E: Tensor, top_k: int) -> Tensor:
     """x_RD, each routed row's token, expert by expert."""
     rows, columns = order_R.numel(), source_TD.shape[1]
@@ -130,7 +160,7 @@ def gather_rows(source_TD: Tensor, order_R: Tensor, offsets_E: Tensor, top_k: in
     if rows > 0:
         gather_kernel[(triton.cdiv(rows, 8), triton.cdiv(columns, 512))](
             source_TD, order_R, out_RD, offsets_E, columns, source_TD.stride(0), offsets_E.numel() - 1,
-            TOP_K=top_k, BLOCK_R=8, BLOCK_N=512,
+            TOP_K=top_k, BLOCK_R=8, BLOCK_N=512, **OPTIONS,
         )  # fmt: skip
     return out_RD
 
@@ -146,22 +176,23 @@ def gather_gradient(
     schedule: Schedule,
     partials_PD: Tensor | None,
     dots_BR: Tensor | None,
-) -> Tensor:
-    """dO_RD; partials_PD and dots_BR are filled when given."""
+) -> tuple[Tensor, Tensor]:
+    """dO_RD and s_R; partials_PD and dots_BR are filled when given."""
     rows, columns = order_R.numel(), grad_TD.shape[1]
     out_RD = grad_TD.new_empty(rows, columns)
+    s_R = torch.empty(rows, dtype=torch.float32, device=grad_TD.device)
     gather_gradient_kernel[(schedule.most_tiles, triton.cdiv(columns, GRADIENT_BLOCK_N))](
-        grad_TD, order_R, weights_TK, bias_ED, schedule.entries, out_RD, partials_PD, dots_BR, rows,
+        grad_TD, order_R, weights_TK, bias_ED, schedule.entries, out_RD, s_R, partials_PD, dots_BR, rows,
         columns, grad_TD.stride(0), schedule.experts, TOP_K=weights_TK.shape[1], BLOCK_M=schedule.block_m,
         BLOCK_N=GRADIENT_BLOCK_N, HAS_BIAS=bias_ED is not None, WRITE_PARTIALS=partials_PD is not None,
-        WRITE_DOTS=dots_BR is not None,
+        WRITE_DOTS=dots_BR is not None, **OPTIONS,
     )  # fmt: skip
-    return out_RD
+    return out_RD, s_R
 
 
 def new_partials(schedule: Schedule, columns: int) -> Tensor:
     """Room for the partial column sums of every tile."""
-    places = schedule.most_tiles + schedule.experts  # `partial_index` stays below R // BLOCK_M + E
+    places = schedule.most_tiles + schedule.experts  # `partial_index` stays below
     return torch.empty(places, columns, dtype=torch.float32, device=schedule.offsets_E.device)
 
 
@@ -170,17 +201,32 @@ def sum_partials(partials_PN: Tensor, schedule: Schedule, like: Tensor) -> Tenso
     out_EN = torch.empty_like(like, memory_format=torch.contiguous_format)
     experts, columns = out_EN.shape
     sum_partials_kernel[(experts, triton.cdiv(columns, 128))](
-        partials_PN, schedule.offsets_E, out_EN, columns, BLOCK_M=schedule.block_m, BLOCK_P=32, BLOCK_N=128
+        partials_PN,
+        schedule.offsets_E,
+        out_EN,
+        columns,
+        BLOCK_M=schedule.block_m,
+        BLOCK_P=32,
+        BLOCK_N=128,
+        **OPTIONS,
     )
     return out_EN
 
 
-def weight_gradient(dots_BR: Tensor, order_R: Tensor, offsets_E: Tensor, like: Tensor) -> Tensor:
+def routing_weight_gradient(dots_BR: Tensor, order_R: Tensor, offsets_E: Tensor, like: Tensor) -> Tensor:
     """The routing weights' gradient, of `like`'s dtype and shape."""
     out_TK = torch.empty_like(like, memory_format=torch.contiguous_format)
     blocks, rows = dots_BR.shape
-    weight_gradient_kernel[(triton.cdiv(rows, 256),)](
-        dots_BR, order_R, out_TK, offsets_E, rows, blocks, offsets_E.numel() - 1, BLOCK_R=256
+    routing_weight_gradient_kernel[(triton.cdiv(rows, 256),)](
+        dots_BR,
+        order_R,
+        out_TK,
+        offsets_E,
+        rows,
+        blocks,
+        offsets_E.numel() - 1,
+        BLOCK_R=256,
+        **OPTIONS,
     )
     return out_TK
 
@@ -193,6 +239,6 @@ def combine(rows_RD: Tensor, weights_TK: Tensor | None, inverse_TK: Tensor, offs
         block_n = min(1024, triton.next_power_of_2(columns))
         combine_kernel[(tokens, triton.cdiv(columns, block_n))](
             rows_RD, weights_TK, inverse_TK, offsets_E, out_TD, columns, offsets_E.numel() - 1,
-            TOP_K=top_k, HAS_WEIGHTS=weights_TK is not None, BLOCK_N=block_n,
+            TOP_K=top_k, HAS_WEIGHTS=weights_TK is not None, BLOCK_N=block_n, **OPTIONS,
         )  # fmt: skip
     return out_TD

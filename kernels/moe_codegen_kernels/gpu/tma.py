@@ -1,9 +1,10 @@
-"""The grouped GEMMs of pointer.py, persistent and fed by TMA: 16-bit elements, sm_90 and later.
+"""The grouped GEMMs of pointer.py, persistent and fed by TMA: 16-bit elements, sm_90 and sm_100.
 
 The equations, the schedule and the partial sums are those of pointer.py; what differs is the feeding.
 
-- Each of a fixed number of programs walks over output tiles, so that a tile's epilogue and the next tile's
-  loads overlap (`flatten` merges the two loops), and nothing is launched for tiles that do not exist.
+- Each of a fixed number of programs walks over output tiles, so that nothing is launched for tiles that do not
+  exist. What a tile's epilogue is hidden behind: the next tile's loads, where `flatten` merges the two loops, or
+  another program's products, where two share a processor.
 - Rows are contiguous (`gather_rows`), read in boxes of BLOCK_M x BLOCK_K. Rows past an expert's end are the
   next expert's or zero: they only reach rows of the result that are not stored.
 - Results and ragged-K operands go through ragged descriptors, whose bounds are an expert's rows: the
@@ -22,10 +23,12 @@ from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, to_ragged_indices
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from moe_codegen_kernels.gpu import OPTIONS
 from moe_codegen_kernels.gpu.epilogues import (
+    EPILOGUE_COLUMNS,
     activate,
-    activate_with_slope,
     bias_of,
+    gradients,
     partial_index,
     ragged_tile,
     split_columns,
@@ -144,64 +147,64 @@ def up_kernel(
 
 @triton.jit
 def gradient_columns(
-    acc, s, row, end, column, h_desc, dh_desc, a_desc, partials_ptr, N,
+    dA, s, row, end, column, h_desc, dh_desc, sa_desc, partials_ptr, N,
     GATED: tl.constexpr, WRITE_PARTIALS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """The columns of dh_RG and a'_RF that `acc` = dA covers, from `column` on; returns each row's <dA, a>."""
-    BLOCK_M: tl.constexpr = acc.shape[0]
-    BLOCK_N: tl.constexpr = acc.shape[1]
-    column_N = column + tl.arange(0, BLOCK_N)
-    h = load_half(h_desc, row, end, 0, column, BLOCK_M, BLOCK_N)
-    h = h.to(tl.float32) + 0.0 * acc  # in acc's layout: else Triton computes a once for dh and once more for a'
-    a, slope = activate_with_slope(h, ACTIVATION)
-    if GATED:
-        d_value = s * acc * a
-        store_rows(dh_desc, row, end, 1, column, d_value)
-        if WRITE_PARTIALS:
-            tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=column_N < N)
-        value = load_half(h_desc, row, end, 1, column, BLOCK_M, BLOCK_N).to(tl.float32)
-        store_rows(a_desc, row, end, 0, column, s * a * value)
-        acc *= value
+    """The columns of dh_RG and sa_RF that dA covers, from `column` on; returns each row's <dA, a>."""
+    BLOCK_M: tl.constexpr = dA.shape[0]
+    BLOCK_N: tl.constexpr = dA.shape[1]
+    if BLOCK_N > EPILOGUE_COLUMNS:
+        left, right = split_columns(dA)
+        dots_M = gradient_columns(
+            left, s, row, end, column, h_desc, dh_desc, sa_desc, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
+        )
+        dots_M += gradient_columns(
+            right, s, row, end, column + BLOCK_N // 2, h_desc, dh_desc, sa_desc, partials_ptr, N,
+            GATED, WRITE_PARTIALS, ACTIVATION,
+        )  # fmt: skip
     else:
-        store_rows(a_desc, row, end, 0, column, s * a)
-    dh = s * acc * slope
-    store_rows(dh_desc, row, end, 0, column, dh)
-    if WRITE_PARTIALS:
-        tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=column_N < N)
-    return tl.sum(acc * a, axis=1)
+        h = load_half(h_desc, row, end, 0, column, BLOCK_M, BLOCK_N)
+        h = h.to(tl.float32) + 0.0 * dA  # in dA's layout: else Triton computes a once for dh and once more for sa
+        value = load_half(h_desc, row, end, 1, column, BLOCK_M, BLOCK_N).to(tl.float32) if GATED else None
+        dh, d_value, sa, dots = gradients(dA, s, h, value, GATED, ACTIVATION)
+        store_rows(dh_desc, row, end, 0, column, dh)
+        store_rows(sa_desc, row, end, 0, column, sa)
+        if GATED:
+            store_rows(dh_desc, row, end, 1, column, d_value)
+        if WRITE_PARTIALS:
+            column_N = column + tl.arange(0, BLOCK_N)
+            tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=column_N < N)
+            if GATED:
+                tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=column_N < N)
+        dots_M = tl.sum(dots, axis=1)
+    return dots_M
 
 
 @triton.jit(do_not_specialize=["R"])
 def down_gradient_kernel(
-    rows_desc, down_desc, h_desc, order_ptr, weights_ptr, dh_desc, a_desc, partials_ptr, dots_ptr,
+    rows_desc, down_desc, h_desc, s_ptr, dh_desc, sa_desc, partials_ptr, dots_ptr,
     schedule_ptr, R, N, K, EXPERTS,
     GATED: tl.constexpr, WRITE_PARTIALS: tl.constexpr, WRITE_DOTS: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of dh_RG and a'_RF (N = F, K = D), with their partial sums."""
+    """Tiles of dh_RG and sa_RF (N = F, K = D), with their partial sums."""
     num_m_tiles = tl.load(schedule_ptr)
     num_n_tiles = tl.cdiv(N, BLOCK_N)
     G: tl.constexpr = 2 if GATED else 1
     for tile in tl.range(tl.program_id(0), num_m_tiles * num_n_tiles, PROGRAMS, flatten=FLATTEN):
         expert, row, end, n = ragged_tile(tile, num_m_tiles, num_n_tiles, schedule_ptr, EXPERTS, GROUP_M)
-        acc, _ = accumulate(
+        dA, _ = accumulate(
             rows_desc, down_desc, row, expert, n * BLOCK_N, K, 0, False, False, BLOCK_M, BLOCK_N, BLOCK_K
         )
         row_M = row + tl.arange(0, BLOCK_M)
         is_row_M = row_M < end
-        acc = tl.where(is_row_M[:, None], acc, 0.0)  # keeps the next expert's rows out of the sums
-        slot_M = tl.load(order_ptr + row_M, mask=is_row_M, other=0)
-        s = tl.load(weights_ptr + slot_M, mask=is_row_M, other=0.0).to(tl.float32)[:, None]
+        dA = tl.where(is_row_M[:, None], dA, 0.0)  # keeps the next expert's rows out of the sums
+        s = tl.load(s_ptr + row_M, mask=is_row_M, other=0.0)[:, None]
         place = partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N)
-        sums_ptr = partials_ptr + place if WRITE_PARTIALS else None
-        left, right = split_columns(acc)
         dots_M = gradient_columns(
-            left, s, row, end, n * BLOCK_N, h_desc, dh_desc, a_desc, sums_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
-        )
-        dots_M += gradient_columns(
-            right, s, row, end, n * BLOCK_N + BLOCK_N // 2, h_desc, dh_desc, a_desc, sums_ptr, N,
-            GATED, WRITE_PARTIALS, ACTIVATION,
+            dA, s, row, end, n * BLOCK_N, h_desc, dh_desc, sa_desc, partials_ptr + place if WRITE_PARTIALS else None,
+            N, GATED, WRITE_PARTIALS, ACTIVATION,
         )  # fmt: skip
         if WRITE_DOTS:
             tl.store(dots_ptr + n.to(tl.int64) * R + row_M, dots_M, mask=is_row_M)
@@ -211,13 +214,13 @@ def down_gradient_kernel(
 def ragged_k_kernel(
     left_desc, right_desc, out_desc, offsets_ptr, schedule_ptr, M, N, EXPERTS,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
+    PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """Tiles of out_EMN, experts by falling row count; an expert without rows gets zeros."""
     num_m_tiles = tl.cdiv(M, BLOCK_M)
     num_n_tiles = tl.cdiv(N, BLOCK_N)
     tiles = num_m_tiles * num_n_tiles
-    for step in tl.range(tl.program_id(0), EXPERTS * tiles, PROGRAMS, flatten=FLATTEN):
+    for step in tl.range(tl.program_id(0), EXPERTS * tiles, PROGRAMS):
         expert = tl.load(schedule_ptr + 1 + step // tiles)
         start = tl.load(offsets_ptr + expert)
         rows = tl.load(offsets_ptr + expert + 1) - start
@@ -241,7 +244,7 @@ def linear(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, schedu
         _rows_descriptor(rows_RK, tile), _matrices_descriptor(matrices_ENK, k_innermost, tile), bias_EN,
         _ragged_descriptor(out_RN, 1, tile.block_m, tile.block_n), schedule.entries,
         columns, inner, schedule.experts,
-        HAS_BIAS=bias_EN is not None, K_INNERMOST=k_innermost, **_constants(schedule, tile),
+        HAS_BIAS=bias_EN is not None, K_INNERMOST=k_innermost, FLATTEN=tile.flatten, **_constants(schedule, tile),
     )  # fmt: skip
     return out_RN
 
@@ -269,7 +272,7 @@ def up(
         _ragged_descriptor(a_RF, 1, tile.block_m, tile.block_n), schedule.entries,
         columns, inner, schedule.experts,
         HAS_BIAS=experts.up_bias is not None, GATED=experts.gated, KEEP=keep, ACTIVATION=experts.activation,
-        **_constants(schedule, tile),
+        FLATTEN=tile.flatten, **_constants(schedule, tile),
     )  # fmt: skip
     return a_RF, h_RG
 
@@ -278,29 +281,28 @@ def down_gradient(
     dO_RD: Tensor,
     experts: ExpertWeights[Tensor],
     h_RG: Tensor,
-    order_R: Tensor,
-    weights_TK: Tensor,
+    s_R: Tensor,
     partials_PG: Tensor | None,
     dots_BR: Tensor | None,
     schedule: Schedule,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
-    """dh_RG and a'_RF = s a; partials_PG and the first rows of dots_BR are filled when given."""
+    """dh_RG and sa_RF; partials_PG and the first rows of dots_BR are filled when given."""
     _, inner, columns = experts.down.shape
     halves = 2 if experts.gated else 1
     dh_RG = torch.empty_like(h_RG)
-    a_RF = h_RG.new_empty(h_RG.shape[0], columns)
+    sa_RF = h_RG.new_empty(h_RG.shape[0], columns)
     tiles = schedule.most_tiles * triton.cdiv(columns, tile.block_n)
-    box = (tile.block_m, tile.block_n // 2)  # the epilogue takes a tile's columns in halves
+    box = (tile.block_m, min(tile.block_n, EPILOGUE_COLUMNS.value))
     down_gradient_kernel[_grid(schedule, tiles, tile)](
         _rows_descriptor(dO_RD, tile), _matrices_descriptor(experts.down.mT, False, tile),
-        _ragged_descriptor(h_RG, halves, *box), order_R, weights_TK, _ragged_descriptor(dh_RG, halves, *box),
-        _ragged_descriptor(a_RF, 1, *box), partials_PG, dots_BR,
-        schedule.entries, order_R.numel(), columns, inner, schedule.experts,
+        _ragged_descriptor(h_RG, halves, *box), s_R, _ragged_descriptor(dh_RG, halves, *box),
+        _ragged_descriptor(sa_RF, 1, *box), partials_PG, dots_BR,
+        schedule.entries, s_R.numel(), columns, inner, schedule.experts,
         GATED=experts.gated, WRITE_PARTIALS=partials_PG is not None, WRITE_DOTS=dots_BR is not None,
-        ACTIVATION=experts.activation, **_constants(schedule, tile),
+        ACTIVATION=experts.activation, FLATTEN=tile.flatten, **_constants(schedule, tile),
     )  # fmt: skip
-    return dh_RG, a_RF
+    return dh_RG, sa_RF
 
 
 def ragged_k(left_RM: Tensor, right_RN: Tensor, schedule: Schedule, tile: Tile) -> Tensor:
@@ -319,12 +321,10 @@ def ragged_k(left_RM: Tensor, right_RN: Tensor, schedule: Schedule, tile: Tile) 
 
 def fits(*tensors: Tensor) -> bool:
     """Whether the hardware can read and write these: 16-bit elements, every row a multiple of 16 bytes."""
+    strides = [sorted(x.stride()) for x in tensors]
     return all(
-        x.element_size() == 2
-        and x.data_ptr() % 16 == 0
-        and sorted(x.stride())[0] == 1
-        and all(stride % 8 == 0 for stride in x.stride() if stride != 1)
-        for x in tensors
+        x.element_size() == 2 and x.data_ptr() % 16 == 0 and first == 1 and all(stride % 8 == 0 for stride in others)
+        for x, (first, *others) in zip(tensors, strides, strict=True)
     )
 
 
@@ -356,7 +356,7 @@ def _constants(schedule: Schedule, tile: Tile) -> dict[str, Any]:
         "BLOCK_K": tile.block_k,
         "GROUP_M": tile.group_m,
         "PROGRAMS": schedule.processors * tile.programs,
-        "FLATTEN": tile.flatten,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        **OPTIONS,
     }

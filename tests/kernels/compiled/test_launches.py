@@ -10,15 +10,15 @@ import pytest
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from benchmarks.ahead_of_time import compile_layer, compiling_for
+from benchmarks.ahead_of_time import compile_layer, compiling_for, gpu_without_device
 from benchmarks.launch_rules import check_launch, tensor_map_faults
 from benchmarks.shapes import SHAPES, LayerShape
-from moe_codegen_kernels.gpu import routing
+from moe_codegen_kernels.gpu import parts, routing
 
 SMALL = LayerShape("small", 128, 256, 4, 2, "gelu_tanh", gated=False, bias=True)
 FORWARD = ["count", "scan", "place", "schedule", "gather", "up", "linear", "combine"]
 BACKWARD = [
-    "schedule", "gather", "gather_gradient", "down_gradient", "weight_gradient", "sum_partials", "sum_partials",
+    "schedule", "gather", "gather_gradient", "down_gradient", "routing_weight_gradient", "sum_partials", "sum_partials",
     "ragged_k", "ragged_k", "linear", "combine",
 ]  # fmt: skip
 
@@ -46,6 +46,19 @@ def test_another_batch_size_compiles_nothing_anew():
     sizes = (4096, 4097, 5000, 6001, 7777, 8192, 16384)
     kernels = [set(compile_layer("sm_90", SMALL, tokens, torch.bfloat16, trains=True).kernels) for tokens in sizes]
     assert all(later == kernels[0] for later in kernels[1:])
+
+
+@pytest.mark.parametrize(("inner", "columns"), [(1, 64), (64, 1), (64, 12), (64, 64)])
+def test_the_parts_launch_whatever_tma_refuses(inner, columns):
+    """Rows of 2 and 24 bytes are not a multiple of 16: a bias gradient, for one, is a product with a single column."""
+    rows, gpu = 4096, gpu_without_device("sm_90")
+    left, right = (torch.empty(rows, width, dtype=torch.bfloat16) for width in (inner, columns))
+    matrices = torch.empty(4, columns, inner, dtype=torch.bfloat16)
+    offsets_E = torch.empty(5, dtype=torch.int32)
+    with compiling_for("sm_90") as recorder:
+        parts.grouped_gemm(left, matrices, None, offsets_E, gpu)
+        parts.grouped_gemm_ragged_k(left, right, offsets_E, gpu)
+    assert _names(recorder) == ["schedule", "linear", "zero_unrouted", "schedule", "ragged_k"]
 
 
 def test_the_router_compiles():
