@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> Result:
                         fraction = loop.issue_fraction(architecture)
                     else:
                         matrices = 2 if loop.kernel == "decode_up_kernel" and SHAPES[name].gated else 1
-                        weight_bytes = matrices * decode.BLOCK_N * decode.BYTES_K
+                        weight_bytes = matrices * decode.BLOCK_N * decode.BYTES_K[2]
                         fraction = loop.issue_clocks / (weight_bytes / BYTES_PER_CLOCK[architecture])
                     rows.append(
                         {

@@ -147,7 +147,7 @@ def decode_combine_kernel(
 
 
 BLOCK_N = 32  # rows of a weight matrix a program reads: few, so that every processor has several programs
-BYTES_K = 256  # of each of those rows in one step
+BYTES_K = {2: 256, 4: 128}  # of each of those rows in one step, by element size: plain cores want short steps
 STAGES = 4
 PROGRAMS_A_PROCESSOR = 8  # are enough to keep memory busy
 MOST_PARTS = 4  # of F in the second product, whose N = D alone may give fewer
@@ -168,27 +168,28 @@ def expert_ffn(
     parts = 1
     while parts < MOST_PARTS and programs * columns * parts < PROGRAMS_A_PROCESSOR * gpu.processors:
         parts *= 2
+    bytes_k = BYTES_K[hidden_TD.element_size()]
     common = {"TOP_K": top_k, "BLOCK_C": triton.next_power_of_2(top_k), **OPTIONS}
     gemm = common | {
         "BY_ROW": rows < count,
         "PRECISION": precision_of(hidden_TD.dtype),
         "BLOCK_T": max(16, triton.next_power_of_2(tokens)),
         "BLOCK_N": BLOCK_N,
-        "BLOCK_K": BYTES_K // hidden_TD.element_size(),
+        "BLOCK_K": bytes_k // hidden_TD.element_size(),
     }
     a_RF = hidden_TD.new_empty(rows, hidden)
     decode_up_kernel[(programs, triton.cdiv(hidden, BLOCK_N))](
         hidden_TD, expert_ids_TK, experts.up, experts.up_bias, a_RF, tokens, hidden, model, count,
         hidden_TD.stride(0), experts.up.stride(0), experts.up.stride(1),
         HAS_BIAS=experts.up_bias is not None, GATED=experts.gated, ACTIVATION=experts.activation,
-        num_stages=_stages(gemm["BLOCK_T"], 2 if experts.gated else 1, gpu), **gemm,
+        num_stages=_stages(gemm["BLOCK_T"], 2 if experts.gated else 1, bytes_k, gpu), **gemm,
     )  # fmt: skip
     y_SRD = torch.empty(parts, rows, model, dtype=torch.float32, device=hidden_TD.device)
     decode_down_kernel[(programs, columns, parts)](
         a_RF, expert_ids_TK, experts.down, experts.down_bias, y_SRD, tokens, model, hidden, count,
         experts.down.stride(0), experts.down.stride(1),
         HAS_BIAS=experts.down_bias is not None, PARTS=parts,
-        num_stages=_stages(gemm["BLOCK_T"], 1, gpu), **gemm,
+        num_stages=_stages(gemm["BLOCK_T"], 1, bytes_k, gpu), **gemm,
     )  # fmt: skip
     out_TD = torch.empty_like(hidden_TD)
     decode_combine_kernel[(tokens, triton.cdiv(model, 256))](
@@ -197,12 +198,12 @@ def expert_ffn(
     return out_TD
 
 
-def _stages(block_t: int, matrices: int, gpu: Gpu) -> int:
-    """As many loads ahead as fit, each of BYTES_K of every row of x and of the matrices.
+def _stages(block_t: int, matrices: int, bytes_k: int, gpu: Gpu) -> int:
+    """As many loads ahead as fit, each of `bytes_k` of every row of x and of the matrices.
 
     Triton keeps one buffer less than it has stages; where the product is asynchronous and reads them itself, all of
     them, and then two programs are to fit.
     """
-    room, buffer = SHARED_MEMORY_LIMIT[gpu.architecture], (block_t + matrices * BLOCK_N) * BYTES_K
+    room, buffer = SHARED_MEMORY_LIMIT[gpu.architecture], (block_t + matrices * BLOCK_N) * bytes_k
     is_asynchronous = block_t >= 64 and gpu.architecture in ("sm_90", "sm_100")
     return min(STAGES, room // 2 // buffer if is_asynchronous else room // buffer + 1)

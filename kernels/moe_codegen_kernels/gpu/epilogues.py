@@ -4,14 +4,17 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-GELU_SCALE = tl.constexpr(1.5957691216057308)  # 2 sqrt(2 / pi): 1 + tanh(u) = 2 sigmoid(2u)
+GELU_SCALE = tl.constexpr(1.5957691216057308)  # 2 sqrt(2 / pi)
 GELU_CUBE = tl.constexpr(0.044715)
 EPILOGUE_COLUMNS = tl.constexpr(32)  # that the epilogue of `down_gradient` holds at once: more spill
 
 
 @triton.jit
 def sigmoid_exponent(x, square, ACTIVATION: tl.constexpr):
-    """z, for which f(x) = x / (1 + 2^z): a sigmoid of x (SiLU) or of 2u (tanh-GELU), its scale already in the power."""
+    """z, for which f(x) = x / (1 + 2^z): SiLU, and tanh-GELU since 1 + tanh(u) = 2 sigmoid(2u).
+
+    A power of 2 takes four instructions less than one of e.
+    """
     if ACTIVATION == "gelu_tanh":
         z = x * (-LOG2_E * GELU_SCALE - LOG2_E * GELU_SCALE * GELU_CUBE * square)
     else:
@@ -27,7 +30,7 @@ def activate(x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "relu":
         f = tl.maximum(x, 0.0)
     else:
-        f = x * (1.0 / (1.0 + tl.exp2(sigmoid_exponent(x, x * x, ACTIVATION))))
+        f = x / (1.0 + tl.exp2(sigmoid_exponent(x, x * x, ACTIVATION)))
     return f
 
 
@@ -35,8 +38,8 @@ def activate(x, ACTIVATION: tl.constexpr):
 def activate_with_slope(x, ACTIVATION: tl.constexpr):
     """f(x), f'(x) in float32, sharing the exponential.
 
-    f = x s has f' = s + f (1 - s) dz/dx with s = 1 / (1 + e); 1 - s = e s keeps full relative precision, and e below
-    2^115 keeps inf * 0 away.
+    f = x s with s = 1 / (1 + e), e = 2^z, has f' = s - f (1 - s) ln 2 dz/dx; 1 - s = e s keeps full relative precision,
+    and the bound on z keeps inf * 0 away.
     """
     if ACTIVATION == "gelu":
         cdf = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
