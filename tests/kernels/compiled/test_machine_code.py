@@ -33,7 +33,7 @@ INSTRUCTIONS = {
     "3.9": {"up_kernel": 154, "linear_kernel": 114, "down_gradient_kernel": 103, "ragged_k_kernel": 93},
 }
 
-# Bytes a thread an epilogue may spill, a ratchet too, of sm_90's largest bucket: `up` with Triton 3.6, the other with 3.9.
+# Bytes a thread an epilogue may spill, a ratchet too: `up` with Triton 3.6, `down_gradient` with 3.9.
 EPILOGUE_SPILLS = {"up_kernel": 8, "down_gradient_kernel": 32}
 
 
