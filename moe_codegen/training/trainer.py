@@ -138,6 +138,8 @@ class MoETrainer(ShardedTrainer):
                 group["params"] = [parameter for parameter in group["params"] if parameter not in routers]
                 if mine:
                     optimizer.add_param_group({**group, "params": mine, "lr": self.router_learning_rate})
+        if is_new:  # torch cannot put the state of a group of nothing together again
+            optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     # What is measured

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,10 +12,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from moe_codegen import upcycle
 from moe_codegen.errors import NonFiniteError, OutputError, ResumeError
-from moe_codegen.training import train
+from moe_codegen.training import ExpertSettings, MixSettings, train
 from moe_codegen.training.history import read_history
 from moe_codegen.training.runfile import write_run
+from tests import tiny
+from tests.training.parallel.interrupted import train_until
 from tests.training.runs import LENGTH, from_scratch
 
 STEP = 8 * LENGTH
@@ -61,6 +65,26 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(corpus, tmp_path):
     assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
     assert resumed["steps"] == 30
     assert resumed["passes"] > 1
+
+
+@pytest.mark.parametrize("parts", ["ffn", "lora", "router"])
+def test_a_stopped_run_of_some_parts_goes_on(corpus, tmp_path, parts):
+    # Llama's layers have no biases, so that all that is trained has weight decay, or none of it has.
+    vocabulary = json.loads((Path(corpus.config) / "config.json").read_text())["vocab_size"]
+    tiny.save_dense(tmp_path / "base", "llama", vocab_size=vocabulary)
+    shutil.copytree(corpus.tokenizer, tmp_path / "base", dirs_exist_ok=True)
+    common = dict(train=(corpus.packed["java"],), tokens=4 * STEP, batch_size=8, log_every=1, checkpoint_every=2)
+    if parts == "router":
+        upcycle(tmp_path / "base", tmp_path / "moe", num_experts=2)
+        rates = dict(router_learning_rate=1e-3)
+        settings = MixSettings(model=str(tmp_path / "moe"), parts=parts, **common, **rates)
+    else:
+        settings = ExpertSettings(model=str(tmp_path / "base"), parts=parts, **common)
+    train(settings, tmp_path / "undisturbed")
+    train_until(settings, tmp_path / "stopped", step=4)
+    train(settings, tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "undisturbed")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "undisturbed")
 
 
 class Spoil(TrainerCallback):
