@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from moe_codegen.errors import OutputError, ResumeError
 from moe_codegen.settings import as_record
 from moe_codegen.training.runfile import write_run
-from moe_codegen.training.settings import FREE_TO_CHANGE, TrainSettings
+from moe_codegen.training.settings import FREE_TO_CHANGE, TrainSettings, path_fields
 
 STAGED = ".partial"
 
@@ -24,12 +24,15 @@ class RunFolder:
 
     Raises:
         OutputError: something else is there, or nothing can be written.
-        ResumeError: a run of other settings is there.
+        ResumeError: a run of other settings, or of other data, is there.
+
+    Args:
+        inputs: what `settings` name, as `identify` says.
     """
 
-    def __init__(self, out: str | Path, verb: str, settings: TrainSettings) -> None:
+    def __init__(self, out: str | Path, verb: str, settings: TrainSettings, inputs: Mapping[str, str]) -> None:
         self.path = Path(out)
-        self.verb, self.settings = verb, settings
+        self.verb, self.settings, self.inputs = verb, settings, inputs
         self.history = self.path / "history.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self._check()
@@ -83,14 +86,7 @@ class RunFolder:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise OutputError(f"{self.path} is not empty and holds no run of ours; give a new or empty folder")
             return
-        mine = self._record()
-        differing = [name for name in mine if started[name] != mine[name]] if started["verb"] == self.verb else ["verb"]
-        if differing == ["settings"]:
-            differing = [
-                name
-                for name, value in mine["settings"].items()
-                if started["settings"].get(name) != value and name not in FREE_TO_CHANGE
-            ]
+        differing = _differing(started, self._record(), but={*FREE_TO_CHANGE, *path_fields(self.settings)})
         if differing:
             raise ResumeError(
                 f"{self.path} holds a run that differs in {', '.join(differing)}; repeat the command it was started "
@@ -98,7 +94,8 @@ class RunFolder:
             )
 
     def _record(self) -> dict[str, Any]:
-        return {"verb": self.verb, "settings": json.loads(json.dumps(as_record(self.settings)))}
+        settings = json.loads(json.dumps(as_record(self.settings)))
+        return {"verb": self.verb, "settings": settings, "inputs": dict(self.inputs)}
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         part = self.path / f"{name}.part"
@@ -109,6 +106,20 @@ class RunFolder:
 def read_summary(folder: str | Path) -> dict[str, Any] | None:
     """The summary of a finished run, or None."""
     return _read(Path(folder, "summary.json"))
+
+
+def _differing(started: Mapping[str, Any], mine: Mapping[str, Any], but: Set[str]) -> list[str]:
+    """The settings, `but` for these, in which two runs differ, and those that name something else."""
+    if started["verb"] != mine["verb"]:
+        return ["verb"]
+
+    def changed(part: str) -> list[str]:
+        before, now = started.get(part, {}), mine[part]
+        return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+    return [name for name in changed("settings") if name not in but] + [
+        f"what {name} holds" for name in changed("inputs")
+    ]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -15,8 +15,9 @@ from moe_codegen.modeling.flops import training_flops
 from moe_codegen.training.arguments import training_arguments
 from moe_codegen.training.data import PackedSequences, validation_documents
 from moe_codegen.training.figures import draw
-from moe_codegen.training.folder import RunFolder, read_summary
+from moe_codegen.training.folder import RunFolder
 from moe_codegen.training.history import History, Line, late_load, read_history
+from moe_codegen.training.inputs import flops_spent, identify
 from moe_codegen.training.models import load_for_training, merged
 from moe_codegen.training.parallel import Layout, whole_weights
 from moe_codegen.training.progress import RoutingWatch
@@ -51,14 +52,15 @@ def train(
 
     Raises:
         ConfigError: settings that cannot hold, alone or with the model and the data.
+        CheckpointError: no model is there, or it cannot be used.
         SourceError, TokenizerError: data that is missing, empty, or packed for another model.
         OutputError: `out` is in the way or cannot be written; a full disk names the last good checkpoint.
-        ResumeError: `out` holds a run of other settings.
+        ResumeError: `out` holds a run of other settings, or of another model or other data.
         NonFiniteError: the loss is not finite; the last checkpoint still is.
     """
     settings.check()
     verb = next(name for name, its_class in VERBS.items() if type(settings) is its_class)
-    folder = RunFolder(out, verb, settings)
+    folder = RunFolder(out, verb, settings, identify(settings))
     if (summary := folder.summary) is not None:
         return summary
     layout = layout_of(settings)
@@ -149,17 +151,8 @@ def steps_of(settings: TrainSettings, data: PackedSequences, flops_per_token: fl
     tokens_a_step = settings.batch_size * data.sequence_length
     tokens: float | None = settings.tokens
     if isinstance(settings, DenseSettings) and settings.equal_flops:
-        tokens = _spent(settings.equal_flops) / flops_per_token
+        tokens = flops_spent(settings.equal_flops) / flops_per_token
     return max(1, round(tokens / tokens_a_step)) if tokens is not None else len(data) // settings.batch_size
-
-
-def _spent(runs: Sequence[str]) -> float:
-    """The training FLOPs of finished runs together."""
-    summaries = {run: read_summary(run) for run in runs}
-    for run, summary in summaries.items():
-        if summary is None:
-            raise ConfigError(f"{run} is no finished run, so its training FLOPs are not known; let it end first")
-    return sum(summary["training_flops"] for summary in summaries.values() if summary)
 
 
 def _save(model: Any, tokenizer: Any, path: Path, weights: dict[str, Any] | None) -> None:

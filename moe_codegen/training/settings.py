@@ -1,5 +1,6 @@
 """What a run file says: one settings class for each of `train dense`, `train expert` and `train mix`."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -141,6 +142,11 @@ class MixSettings(TrainSettings):
         super().check()
         if not self.model:
             raise ConfigError("`model` names no mixture; make one with `moe-codegen upcycle`")
+
+
+def path_fields(settings: TrainSettings) -> list[str]:
+    """The fields that name files."""
+    return [field.name for field in dataclasses.fields(settings) if field.metadata["is_path"]]
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -18,6 +18,7 @@ from moe_codegen.training import ExpertSettings, MixSettings, train
 from moe_codegen.training.history import read_history
 from moe_codegen.training.runfile import write_run
 from tests import tiny
+from tests.data.inputs import write
 from tests.training.parallel.interrupted import train_until
 from tests.training.runs import LENGTH, from_scratch
 
@@ -187,6 +188,31 @@ def test_a_started_run_is_not_continued_with_other_settings(corpus, tmp_path):
         train(settings, tmp_path / "out", callbacks=[Spoil(4)])
     with pytest.raises(ResumeError, match="differs in learning_rate, seed"):
         train(from_scratch(corpus, tokens=6 * STEP, checkpoint_every=2, learning_rate=1.0, seed=1), tmp_path / "out")
+
+
+def test_a_model_and_data_are_told_by_what_they_hold_and_not_by_where_they_are(corpus, base, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for side, language in ((one, "java"), (other, "rust")):
+        shutil.copytree(corpus.packed[language], side / "train")
+        shutil.copytree(corpus.validation, side / "validation")
+        shutil.copytree(base, side / "model", ignore=lambda *_: ["checkpoints"])
+    more = {"repo": "a/b", "path": "x", "language": "java", "content": "int x;"}
+    write(other / "validation", [more], name="more.parquet")
+    weights = other / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")  # as large as before
+
+    def run(side, **others):
+        sides = {**dict.fromkeys(("model", "train", "validation"), side), **others}
+        paths = {name: str(folder / name) for name, folder in sides.items()}
+        paths["train"] = (paths["train"],)
+        return train(ExpertSettings(**paths, tokens=2 * STEP, batch_size=8, validation_tokens=100), tmp_path / "out")
+
+    finished = run(one)
+    for name in ("model", "train", "validation"):
+        with pytest.raises(ResumeError, match=f"differs in what {name} holds;"):
+            run(one, **{name: other})
+    one.rename(tmp_path / "moved")
+    assert run(tmp_path / "moved") == finished
 
 
 def test_a_folder_of_something_else_is_left_alone(corpus, tmp_path):
