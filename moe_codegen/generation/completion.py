@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.generation.decoding import IncrementalDecoder, find_stop, settled_length
+from moe_codegen.generation.plain import generate_plainly
 from moe_codegen.generation.prompt import encode_prompt, find_sentinels
 from moe_codegen.modeling.modeling import CACHE
 from moe_codegen.moe import RoutingRecorder
@@ -75,6 +76,8 @@ def complete(
 ) -> Completion:
     """Continue `prompt`, or with `suffix` write what stands between the two.
 
+    Of the checkpoint's own generation settings only the ends of text count.
+
     Args:
         model, tokenizer: as `load_model` gives them.
         max_new_tokens: at most so many; fewer where the model's positions end before.
@@ -93,21 +96,22 @@ def complete(
     _check(max_new_tokens, temperature, top_p, stop)
     prompt_ids = encode_prompt(tokenizer, prompt, suffix)
     room, told = _room(model, prompt_ids), _told(model, language)
-    sampling = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else {}
+    sampling: dict[str, Any] = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else {}
     devices = [model.device] if model.device.type == "cuda" else []
     with RoutingRecorder(model) as recorder, torch.random.fork_rng(devices), torch.inference_mode():
         torch.manual_seed(seed)
         watcher = _Watcher(
             IncrementalDecoder(tokenizer, prompt_ids), recorder, end_ids(model, tokenizer, suffix), stop, on_token
         )
-        output = model.generate(
-            torch.tensor([prompt_ids], device=model.device),
-            attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long, device=model.device),
+        output = generate_plainly(
+            model,
+            tokenizer,
+            [prompt_ids],
             max_new_tokens=min(max_new_tokens, room),
-            stopping_criteria=[watcher],
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            stop=watcher,
             return_dict_in_generate=True,
-            **({"do_sample": False} | sampling | told),
+            **sampling,
+            **told,
         )
         if watcher.lacks_routing:
             # The last token has not gone through the model: nothing came after it.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from moe_codegen import MoEConfig, MoEForCausalLM
 from moe_codegen.errors import CheckpointError, ConfigError
@@ -57,6 +58,25 @@ def test_greedy_completion_is_what_generate_gives(name, tokenizer, request):
     assert streamed == completion.tokens
     assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     assert completion.seconds_to_first_token > 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_beams": 4},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+        {"prompt_lookup_num_tokens": 3},
+        {"repetition_penalty": 5.0},
+    ],
+    ids=str,
+)
+def test_the_checkpoints_own_generation_settings_change_nothing(setting, moe, tokenizer, monkeypatch):
+    expected = complete(moe, tokenizer, PROMPT, max_new_tokens=12)
+    own = GenerationConfig(eos_token_id=0, **setting)
+    monkeypatch.setattr(moe, "generation_config", own)
+    assert complete(moe, tokenizer, PROMPT, max_new_tokens=12).tokens == expected.tokens
+    assert moe.generation_config is own
 
 
 def test_experts_are_those_of_a_pass_over_the_whole_text(moe, tokenizer):
