@@ -1,4 +1,4 @@
-"""Completions of many prompts at a time, padded on the left, each ended by its own rules."""
+"""Completions of many prompts at a time, each ended by its own rules."""
 
 import time
 from collections.abc import Sequence
@@ -12,9 +12,11 @@ from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.keyed_sampling import Key, KeyedSampling
 from moe_codegen.evaluation.problems import Problem
 from moe_codegen.evaluation.settings import SamplingSettings
-from moe_codegen.generation import encode_prompt
+from moe_codegen.generation import encode_prompt, generate_plainly
 from moe_codegen.generation.completion import end_ids
 from moe_codegen.generation.decoding import IncrementalDecoder, find_stop
+from moe_codegen.languages import canonical_language
+from moe_codegen.metrics.loss import told_languages
 
 
 @dataclass(frozen=True)
@@ -64,27 +66,28 @@ class Writer:
         for room in sorted(set(rooms)):
             chosen = [index for index, each in enumerate(rooms) if each == room]
             keys = [Key(self._settings.seed, requests[index][0].name, requests[index][1]) for index in chosen]
-            self._generate([prompts[index] for index in chosen], keys, [rows[index] for index in chosen], room)
+            languages = [canonical_language(requests[index][0].language) for index in chosen]
+            self._generate(
+                [prompts[index] for index in chosen], keys, languages, [rows[index] for index in chosen], room
+            )
         return Batch([row.finish() for row in rows], sum(row.tokens for row in rows), time.perf_counter() - start)
 
-    def _generate(self, prompts: list[list[int]], keys: list[Key], rows: list["_Row"], room: int) -> None:
+    def _generate(
+        self, prompts: list[list[int]], keys: list[Key], languages: list[str], rows: list["_Row"], room: int
+    ) -> None:
         """Let the model write at most `room` tokens after each prompt, and show them to `rows`."""
-        longest = max(map(len, prompts))
-        pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
-        padded = [[pad] * (longest - len(ids)) + ids for ids in prompts]
-        mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-        temperature = self._settings.temperature
+        temperature, top_p = self._settings.temperature, self._settings.top_p
+        noise = [KeyedSampling(keys, max(map(len, prompts)), temperature, top_p)] if temperature else []
+        told = told_languages(self._model, languages)
         with torch.inference_mode():
-            self._model.generate(
-                torch.tensor(padded, device=self._model.device),
-                attention_mask=torch.tensor(mask, device=self._model.device),
+            generate_plainly(
+                self._model,
+                self._tokenizer,
+                prompts,
                 max_new_tokens=room,
-                do_sample=False,
-                logits_processor=[KeyedSampling(keys, longest, temperature, self._settings.top_p)]
-                if temperature
-                else [],
-                stopping_criteria=[_Rows(rows)],
-                pad_token_id=pad,
+                stop=_Rows(rows),
+                logits_processor=noise,
+                **told,
             )
 
     def _encode(self, problem: Problem) -> list[int]:

@@ -96,7 +96,9 @@ def complete(
     _check(max_new_tokens, temperature, top_p, stop)
     prompt_ids = encode_prompt(tokenizer, prompt, suffix)
     room, told = _room(model, prompt_ids), _told(model, language)
-    sampling: dict[str, Any] = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else {}
+    sampling: dict[str, Any] = (
+        dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else {}
+    )
     devices = [model.device] if model.device.type == "cuda" else []
     with RoutingRecorder(model) as recorder, torch.random.fork_rng(devices), torch.inference_mode():
         torch.manual_seed(seed)

@@ -98,13 +98,12 @@ def document_losses(
         if not document.ids:
             raise ConfigError(f"{document.name} has no tokens; leave empty files out")
     length = window_length(model, window)
-    languages = language_ids(model, documents)
     nats, numbers = [], []
     with evaluating(model), torch.no_grad():
         for batch in window_batches(documents, start_id, window=length, batch_tokens=batch_tokens):
             input_ids = batch.input_ids.to(model.device, non_blocking=True)
             counted = batch.counted.to(model.device, non_blocking=True)
-            told = {} if languages is None else {"language_ids": languages[batch.documents].to(model.device)}
+            told = told_languages(model, [documents[number].language for number in batch.documents])
             nats.append(_nats_of_windows(model, input_ids, counted, **told))
             numbers += batch.documents
             on_windows(len(batch.documents))
@@ -144,11 +143,11 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def language_ids(model: PreTrainedModel, documents: Sequence[EncodedDocument]) -> torch.Tensor | None:
-    """What a mixture that routes by language is told of each document, (documents,) int64; None for any other."""
+def told_languages(model: PreTrainedModel, languages: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What a mixture that routes by language is told of rows in `languages`: `language_ids`, (B,); else nothing."""
     if getattr(model.config, "language_routing", "none") == "none":
-        return None
-    return torch.tensor(model.config.language_ids([document.language for document in documents]))
+        return {}
+    return {"language_ids": torch.tensor(model.config.language_ids(languages), device=model.device)}
 
 
 def _nats_of_windows(

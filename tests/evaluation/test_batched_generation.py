@@ -1,7 +1,10 @@
 """Completions: what `complete` writes, ended as MultiPL-E ends them, and the same in a batch of any size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from moe_codegen import MoEConfig, MoEForCausalLM
 from moe_codegen.errors import ConfigError
@@ -11,6 +14,7 @@ from moe_codegen.evaluation.problems import Problem
 from moe_codegen.evaluation.settings import SamplingSettings
 from moe_codegen.generation import complete
 from tests import tiny
+from tests.modeling.mixture import mixture
 from tests.tiny import dense_model
 
 PROBLEMS = [
@@ -44,6 +48,25 @@ def test_greedy_completions_are_those_of_complete(model, tokenizer):
         complete(model, tokenizer, problem.prompt, max_new_tokens=16, stop=problem.stop_tokens) for problem in PROBLEMS
     ]
     assert batch.texts == [one.text for one in expected]
+
+
+@pytest.mark.parametrize("setting", [{"repetition_penalty": 5.0}, {"num_beams": 2}], ids=str)
+def test_the_checkpoints_own_generation_settings_change_nothing(tokenizer, setting, monkeypatch):
+    model, requests = dense_model("gpt_bigcode"), [(problem, 0) for problem in PROBLEMS]
+    expected = Writer(model, tokenizer, settings()).write(requests)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=0, **setting))
+    assert Writer(model, tokenizer, settings()).write(requests).texts == expected.texts
+
+
+@pytest.mark.parametrize("routing", ["oracle", "prior"])
+def test_a_model_that_routes_by_language_is_told_each_problems(tokenizer, routing):
+    names = dict(expert_names=["java", "python"], language_routing=routing, language_prior_init=50.0)
+    model = mixture("gpt_bigcode", 0.5, num_experts=2, num_experts_per_tok=1, norm_topk_prob=False, **names)
+    requests = [(replace(PROBLEMS[1], language=language, stop_tokens=()), 0) for language in ("py", "java")]
+    texts = Writer(model, tokenizer, settings()).write(requests).texts
+    for (problem, _), text, language in zip(requests, texts, ("python", "java"), strict=True):
+        assert text == complete(model, tokenizer, problem.prompt, max_new_tokens=16, language=language).text
+    assert texts[0] != texts[1]
 
 
 def test_a_sample_does_not_depend_on_its_batch(model, tokenizer):

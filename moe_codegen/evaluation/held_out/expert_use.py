@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_codegen.checkpoint import encode_with_offsets
 from moe_codegen.evaluation.held_out.token_kinds import KINDS, kinds_of_characters, kinds_of_tokens
 from moe_codegen.metrics import Document, EncodedDocument, ExpertLoad, LoadCounts, load_summary
-from moe_codegen.metrics.loss import BATCH_TOKENS, evaluating, language_ids
+from moe_codegen.metrics.loss import BATCH_TOKENS, evaluating, told_languages
 from moe_codegen.metrics.windows import window_batches, window_length
 from moe_codegen.moe import RoutingRecorder
 
@@ -53,7 +53,7 @@ def expert_use(
     languages = sorted({document.encoded.language for document in documents})
     load = ExpertLoad.of_model(model, [f"{language}/{kind}" for language in languages for kind in KINDS])
     encoded = [document.encoded for document in documents]
-    length, spoken = window_length(model, window), language_ids(model, encoded)
+    length = window_length(model, window)
     with evaluating(model), torch.no_grad(), RoutingRecorder(model) as recorder:
         for batch in window_batches(encoded, start_id, window=length, batch_tokens=batch_tokens):
             group_BS = torch.zeros_like(batch.input_ids)
@@ -61,7 +61,7 @@ def expert_use(
                 first = languages.index(encoded[number].language) * len(KINDS)
                 kinds = [0, *documents[number].kinds][place : place + group_BS.shape[1]]  # before them, the start token
                 group_BS[row, : len(kinds)] = first + torch.tensor(kinds)
-            told = {} if spoken is None else {"language_ids": spoken[batch.documents].to(model.device)}
+            told = told_languages(model, [encoded[number].language for number in batch.documents])
             model.base_model(input_ids=batch.input_ids.to(model.device), use_cache=False, **told)
             load.add(recorder.ids_LTK, batch.counted, group_BS)
             on_windows(len(batch.documents))

@@ -1,17 +1,18 @@
 """Completing lines of held-out files: what follows the cut, with the text after it hidden (line) or shown (fill)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from rapidfuzz.distance import Levenshtein
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.held_out.line_places import Place
 from moe_codegen.evaluation.syntax import can_parse, parses
-from moe_codegen.generation import encode_prompt, find_sentinels
+from moe_codegen.generation import encode_prompt, find_sentinels, generate_plainly
+from moe_codegen.metrics.loss import told_languages
 
 Task = Literal["line", "fill"]
 
@@ -82,7 +83,8 @@ def complete_places(
     ends = _Ends(model, tokenizer)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        answers = _greedy(model, tokenizer, [prompts[place] for place in batch], ends, max_new_tokens)
+        told = told_languages(model, [places[place].document.language for place in batch])
+        answers = _greedy(model, tokenizer, [prompts[place] for place in batch], ends, max_new_tokens, told)
         lines |= zip(batch, answers, strict=True)
         on_places(len(batch))
     return [judge(place, task, lines[number]) for number, place in enumerate(places)]
@@ -131,23 +133,13 @@ def _greedy(
     prompts: Sequence[Sequence[int]],
     ends: _Ends,
     max_new_tokens: int,
+    told: Mapping[str, torch.Tensor],
 ) -> list[str]:
     """The first line that the model writes after each prompt."""
-    longest = max(map(len, prompts))
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    input_ids = torch.tensor([[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     with torch.inference_mode():
-        output = model.generate(
-            input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            stopping_criteria=StoppingCriteriaList([ends]),
-            pad_token_id=padding,
-        )
+        output = generate_plainly(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=ends, **told)
     answers = []
-    for row in output[:, longest:].tolist():
+    for row in output[:, max(map(len, prompts)) :].tolist():
         end = next((place for place, token in enumerate(row) if token in ends.texts), len(row))
         text = tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         answers.append(text.partition("\n")[0])

@@ -18,12 +18,12 @@ TOKENIZER = tiny.tokenizer()
 SETTINGS = dict(context=40, max_new_tokens=8)
 
 
-def greedy(model, ids, steps):
+def greedy(model, ids, steps, **told):
     """One token after another without a cache, until a line or the text ends."""
     written = []
     for _ in range(steps):
         with torch.no_grad():
-            token = int(model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax())
+            token = int(model(input_ids=torch.tensor([ids + written]), **told).logits[0, -1].argmax())
         if token in TOKENIZER.get_added_vocab().values():
             break
         written.append(token)
@@ -32,14 +32,26 @@ def greedy(model, ids, steps):
     return TOKENIZER.decode(written).partition("\n")[0]
 
 
-@pytest.mark.parametrize("model", [tiny.dense_model("gpt_bigcode"), mixture("llama")], ids=["dense", "mixture"])
+def penalised():
+    """A model whose checkpoint asks for other than greedy decoding."""
+    model = tiny.dense_model("gpt_bigcode")
+    model.generation_config.repetition_penalty = 5.0
+    return model
+
+
+NAMES = ["python", "java", "javascript", "cpp"]
+ORACLE = mixture("llama", 0.5, expert_names=NAMES, language_routing="oracle", num_experts_per_tok=1)
+
+
+@pytest.mark.parametrize("model", [penalised(), mixture("llama"), ORACLE], ids=["dense", "mixture", "oracle"])
 @pytest.mark.parametrize("task", ["line", "fill"])
 def test_batches_write_what_greedy_decoding_alone_does(model, task):
     places = choose_places(DOCUMENTS, 2, None)
     done = complete_places(model, TOKENIZER, places, task, batch_size=3, **SETTINGS)
     for place, completion in zip(places, done, strict=True):
         ids = encode_prompt(TOKENIZER, place.before, place.after if task == "fill" else None, 40)
-        assert completion.predicted == greedy(model, ids, 8)
+        told = {"language_ids": torch.tensor([NAMES.index(place.document.language)])} if model is ORACLE else {}
+        assert completion.predicted == greedy(model, ids, 8, **told)
         assert (completion.document, completion.offset) == (place.document.name, place.offset)
 
 
