@@ -11,6 +11,7 @@ from moe_codegen.data import open_source, packed_languages
 from moe_codegen.data.passes.stage import MANIFEST
 from moe_codegen.errors import ConfigError
 from moe_codegen.training.folder import read_summary
+from moe_codegen.training.models import config_file
 from moe_codegen.training.settings import TrainSettings, path_fields
 
 
@@ -34,8 +35,8 @@ def _model(source: str) -> dict[str, str]:
 
 
 def _config(source: str) -> dict[str, str]:
-    path = Path(source)
-    return _hashes(path.parent, path.name) if path.is_file() else _hashes(resolve_source(source), "config.json")
+    file = config_file(source)
+    return _hashes(file.parent, file.name)
 
 
 def _tokenizer(source: str) -> dict[str, str]:

@@ -1,14 +1,17 @@
 """The model of a run: loaded or new, with what is not to be trained frozen."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from moe_codegen.architectures import ARCHITECTURES
+from moe_codegen.architectures import ARCHITECTURES, DenseCheckpoint, is_known
+from moe_codegen.checkpoint import read_json, resolve_source
 from moe_codegen.errors import ConfigError, TokenizerError
+from moe_codegen.generation import load_model
 from moe_codegen.modeling import MoEConfig, MoEForCausalLM
 from moe_codegen.moe import Experts, TopKRouter
 from moe_codegen.training.settings import DenseModelSettings, MixSettings, TrainSettings
@@ -19,10 +22,32 @@ def load_for_training(settings: TrainSettings) -> tuple[PreTrainedModel, Any]:
 
     Raises:
         ConfigError: a dense model where a mixture is wanted, or the other way round.
+        CheckpointError: it is not there, or cannot be used.
         TokenizerError: it has no tokenizer.
     """
-    model = _load_mixture(settings) if isinstance(settings, MixSettings) else _load_dense(settings)
-    return model, _load_tokenizer(getattr(settings, "tokenizer", "") or settings.model)
+    tokenizer = _load_tokenizer(resolve_source(getattr(settings, "tokenizer", "") or settings.model))
+    model = _load_mixture(settings) if isinstance(settings, MixSettings) else _load_dense(settings, len(tokenizer))
+    return model, tokenizer
+
+
+def read_config(settings: TrainSettings) -> PreTrainedConfig:
+    """The configuration of the model; raises as `load_for_training`, before a weight is read."""
+    source = settings.model or getattr(settings, "config", "")
+    file = config_file(source)
+    model_type = read_json(file).get("model_type", "")
+    if isinstance(settings, MixSettings):
+        return MoEConfig.from_pretrained(file.parent)
+    if not (is_known(model_type) if settings.model else model_type in ARCHITECTURES):
+        raise ConfigError(
+            f"{source} is of model_type {model_type!r}, not a supported dense model ({', '.join(ARCHITECTURES)}); "
+            "a mixture is trained with `moe-codegen train mix`"
+        )
+    return DenseCheckpoint(file.parent).config if settings.model else AutoConfig.from_pretrained(file)
+
+
+def config_file(source: str) -> Path:
+    """The file of a configuration that is named by itself, by its folder or by a Hub id."""
+    return Path(source) if Path(source).is_file() else resolve_source(source) / "config.json"
 
 
 def merged(model: Any) -> PreTrainedModel:
@@ -35,12 +60,12 @@ ROUTER_FIELDS = ("router_aux_loss_coef", "router_z_loss_coef", "router_logit_sca
 
 
 def _load_mixture(settings: MixSettings) -> PreTrainedModel:
-    config = MoEConfig.from_pretrained(settings.model)
+    config = read_config(settings)
     fields = {name: value for name in ROUTER_FIELDS if (value := getattr(settings, name)) is not None}
     if settings.language_routing == "oracle":
         fields["num_experts_per_tok"] = config.expert_granularity
     fields["recompute_experts"] = settings.recompute_experts
-    model = MoEForCausalLM.from_pretrained(settings.model, dtype=torch.float32, **fields)
+    model = MoEForCausalLM.from_pretrained(resolve_source(settings.model), dtype=torch.float32, **fields)
     if settings.parts != "all":
         routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
         experts = [module for module in model.modules() if isinstance(module, Experts)]
@@ -50,15 +75,10 @@ def _load_mixture(settings: MixSettings) -> PreTrainedModel:
     return model
 
 
-def _load_dense(settings: TrainSettings) -> Any:
+def _load_dense(settings: TrainSettings, vocabulary: int) -> Any:
     assert isinstance(settings, DenseModelSettings)
+    config = read_config(settings)
     if settings.config:
-        config = AutoConfig.from_pretrained(settings.config)
-        if config.model_type not in ARCHITECTURES:
-            raise ConfigError(
-                f"{settings.config} is of model_type {config.model_type!r}; supported are {', '.join(ARCHITECTURES)}"
-            )
-        vocabulary = len(_load_tokenizer(settings.tokenizer))
         if config.vocab_size < vocabulary:
             raise ConfigError(
                 f"vocab_size={config.vocab_size} of {settings.config} is less than the {vocabulary} tokens of "
@@ -66,12 +86,8 @@ def _load_dense(settings: TrainSettings) -> Any:
             )
         torch.manual_seed(settings.seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
-    if isinstance(model.config, MoEConfig) or model.config.model_type not in ARCHITECTURES:
-        raise ConfigError(
-            f"{settings.model} is of model_type {model.config.model_type!r}, not a supported dense model "
-            f"({', '.join(ARCHITECTURES)}); a mixture is trained with `moe-codegen train mix`"
-        )
+    # Whatever layout it is stored in; transformers would take weights that it does not know for missing, at random.
+    model, _ = load_model(settings.model, torch.float32, "cpu")
     if settings.parts == "ffn":
         layers = model.get_submodule(ARCHITECTURES[model.config.model_type].layers)
         model.requires_grad_(False)
@@ -87,7 +103,7 @@ def _load_dense(settings: TrainSettings) -> Any:
     return model
 
 
-def _load_tokenizer(folder: str) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:

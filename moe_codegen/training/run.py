@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, TrainerCallback
+from transformers import TrainerCallback
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.metrics import load_summary
@@ -18,7 +18,7 @@ from moe_codegen.training.figures import draw
 from moe_codegen.training.folder import RunFolder
 from moe_codegen.training.history import History, Line, late_load, read_history
 from moe_codegen.training.inputs import flops_spent, identify
-from moe_codegen.training.models import load_for_training, merged
+from moe_codegen.training.models import load_for_training, merged, read_config
 from moe_codegen.training.parallel import Layout, whole_weights
 from moe_codegen.training.progress import RoutingWatch
 from moe_codegen.training.settings import DenseSettings, ExpertSettings, MixSettings, TrainSettings
@@ -115,8 +115,7 @@ def layout_of(settings: TrainSettings) -> Layout:
     """How the processes that torchrun started share the model; ConfigError where they cannot."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     layout = Layout(processes, processes if settings.fsdp_size == -1 else settings.fsdp_size, settings.ep_size)
-    if layout != Layout():
-        layout.check(AutoConfig.from_pretrained(settings.model or getattr(settings, "config", "")))
+    layout.check(read_config(settings))
     return layout
 
 

@@ -2,13 +2,15 @@
 
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import GPTBigCodeConfig
+from transformers import GPTBigCodeConfig, PreTrainedModel
 
 from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
 from moe_codegen.training import DenseSettings, train
+from tests import tiny
 from tests.data.inputs import WORDS, write
 
 LANGUAGES = ("java", "python", "rust")
@@ -93,6 +95,14 @@ def from_scratch(corpus: Corpus, **fields) -> DenseSettings:
             **fields,
         }
     )
+
+
+def save_random(corpus: Corpus, folder: Path, layout: str) -> PreTrainedModel:
+    """Write a base of random weights in `layout` with the tokenizer of the corpus; returns the model."""
+    vocabulary = json.loads(Path(corpus.config, "config.json").read_text())["vocab_size"]
+    model = tiny.save_dense(folder, layout, vocab_size=vocabulary)
+    shutil.copytree(corpus.tokenizer, folder, dirs_exist_ok=True)
+    return model
 
 
 def make_base(corpus: Corpus, folder: Path, **fields) -> str:

@@ -17,10 +17,9 @@ from moe_codegen.errors import NonFiniteError, OutputError, ResumeError
 from moe_codegen.training import ExpertSettings, MixSettings, train
 from moe_codegen.training.history import read_history
 from moe_codegen.training.runfile import write_run
-from tests import tiny
 from tests.data.inputs import write
 from tests.training.parallel.interrupted import train_until
-from tests.training.runs import LENGTH, from_scratch
+from tests.training.runs import LENGTH, from_scratch, save_random
 
 STEP = 8 * LENGTH
 SLOWLY = """
@@ -71,9 +70,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(corpus, tmp_path):
 @pytest.mark.parametrize("parts", ["ffn", "lora", "router"])
 def test_a_stopped_run_of_some_parts_goes_on(corpus, tmp_path, parts):
     # Llama's layers have no biases, so that all that is trained has weight decay, or none of it has.
-    vocabulary = json.loads((Path(corpus.config) / "config.json").read_text())["vocab_size"]
-    tiny.save_dense(tmp_path / "base", "llama", vocab_size=vocabulary)
-    shutil.copytree(corpus.tokenizer, tmp_path / "base", dirs_exist_ok=True)
+    save_random(corpus, tmp_path / "base", "llama")
     common = dict(train=(corpus.packed["java"],), tokens=4 * STEP, batch_size=8, log_every=1, checkpoint_every=2)
     if parts == "router":
         upcycle(tmp_path / "base", tmp_path / "moe", num_experts=2)

@@ -10,7 +10,7 @@ import torch
 
 from moe_codegen import upcycle
 from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
-from moe_codegen.errors import ConfigError, SourceError, TokenizerError
+from moe_codegen.errors import CheckpointError, ConfigError, SourceError, TokenizerError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
 from tests.data.inputs import write
 from tests.training.runs import from_scratch
@@ -62,6 +62,22 @@ def test_a_mixture_where_a_dense_model_is_wanted_and_the_other_way_round(corpus,
     upcycle(base, tmp_path / "moe", num_experts=2)
     settings = ExpertSettings(model=str(tmp_path / "moe"), train=(corpus.packed["java"],))
     refused(settings, tmp_path, ConfigError, "trained with `moe-codegen train mix`")
+
+
+@pytest.mark.parametrize("name", ["bsae", "./bsae"])
+def test_a_model_a_configuration_and_data_that_are_not_there(corpus, tmp_path, name):
+    missing = f"{name} is n.* a folder"
+    for settings in (
+        ExpertSettings(model=name, train=(corpus.packed["java"],)),
+        MixSettings(model=name, train=(corpus.mixed,)),
+        from_scratch(corpus, config=name),
+        from_scratch(corpus, tokenizer=name),
+    ):
+        refused(settings, tmp_path, CheckpointError, missing)
+    refused(from_scratch(corpus, train=(name,)), tmp_path, SourceError, f"{name} holds no packed sequences")
+    shutil.copytree(corpus.tokenizer, tmp_path / "empty")
+    settings = MixSettings(model=str(tmp_path / "empty"), train=(corpus.mixed,))
+    refused(settings, tmp_path, CheckpointError, "config.json is missing")
 
 
 def test_data_packed_for_another_tokenizer(corpus, base, tmp_path):

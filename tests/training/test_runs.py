@@ -13,7 +13,7 @@ from moe_codegen import MoEForCausalLM, upcycle
 from moe_codegen.errors import ConfigError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train, trainer
 from moe_codegen.training.history import read_history
-from tests.training.runs import LANGUAGES, LENGTH, from_scratch
+from tests.training.runs import LANGUAGES, LENGTH, from_scratch, save_random
 
 STEP = 8 * LENGTH  # tokens
 QUICK = dict(batch_size=8, micro_batch_size=4, learning_rate=3e-3, log_every=2, validation_tokens=1000)
@@ -95,6 +95,16 @@ def test_an_expert_learns_its_language_with_the_parts_asked_for(corpus, base, tm
         assert all(".mlp." in name for name in moved)
     if parts == "lora":
         assert all(name.endswith("weight") and ".ln_" not in name and "wpe" not in name for name in moved)
+
+
+@pytest.mark.parametrize("layout", ["phi-fused", "phi-msft", "santacoder", "llama"])
+def test_a_base_in_any_known_layout_is_trained_from_its_weights(corpus, tmp_path, layout):
+    stored = save_random(corpus, tmp_path / "base", layout)
+    once = dict(QUICK, tokens=STEP, learning_rate=1e-12)
+    train(ExpertSettings(model=str(tmp_path / "base"), train=(corpus.packed["java"],), **once), tmp_path / "out")
+    trained = parameters(tmp_path / "out")
+    for name, value in stored.named_parameters():
+        torch.testing.assert_close(trained[name], value.detach(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", ["router", "shared", "all"])

@@ -114,6 +114,8 @@ def merge_checkpoint(checkpoint: Path, out: Path) -> None:
         OutputError: `out` is there already.
     """
     out = resolve_target(out)
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint} is no folder; give OUT/checkpoints/checkpoint-N of a run")
     if not has_sharded_weights(checkpoint):
         raise CheckpointError(
             f"{checkpoint} holds no sharded weights; a checkpoint whose weights are whole is loaded as it is"

@@ -98,7 +98,9 @@ def test_another_models_checkpoint_is_refused(relay):
             load_weights(out, model_of("phi"))
 
 
-def test_whole_weights_need_no_merging(relay, tmp_path):
+def test_what_is_not_there_or_whole_is_not_merged(relay, tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere is no folder"):
+        merge_checkpoint(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(CheckpointError, match="loaded as it is"):
         merge_checkpoint(relay[2][0], tmp_path / "out")
 

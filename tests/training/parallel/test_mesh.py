@@ -53,7 +53,6 @@ def test_settings_that_do_not_go_together(settings, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_more_processes_to_a_copy_than_there_are(tmp_path):
-    DENSE.save_pretrained(tmp_path / "model")
+def test_more_processes_to_a_copy_than_there_are(corpus, base, tmp_path):
     with pytest.raises(ConfigError, match="fsdp_size=2 does not divide the 1 processes"):
-        train(DenseSettings(model=str(tmp_path / "model"), train=("y",), fsdp_size=2), tmp_path / "out")
+        train(DenseSettings(model=base, train=(corpus.mixed,), fsdp_size=2), tmp_path / "out")
