@@ -24,10 +24,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim import Optimizer
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from moe_codegen.architectures.dense import empty_model
-from moe_codegen.checkpoint import CheckpointReader, resolve_target
+from moe_codegen.checkpoint import CheckpointReader, load_tokenizer, resolve_target
 from moe_codegen.checkpoint.staging import NO_SPACE, staged_path
 from moe_codegen.errors import CheckpointError, OutputError
 
@@ -121,6 +121,9 @@ def merge_checkpoint(checkpoint: Path, out: Path) -> None:
             f"{checkpoint} holds no sharded weights; a checkpoint whose weights are whole is loaded as it is"
         )
     model = empty_model(AutoConfig.from_pretrained(checkpoint))
+    if (checkpoint / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, model.config)
     stored = dcp.FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
     entries: dict[str, Any] = {name: stored[f"{WEIGHTS}.{name}"] for name in _untied(model)}
     weights = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
@@ -129,8 +132,8 @@ def merge_checkpoint(checkpoint: Path, out: Path) -> None:
     staged = staged_path(out)
     shutil.rmtree(staged, ignore_errors=True)
     model.save_pretrained(staged, state_dict=weights)
-    for file in checkpoint.glob("*token*"):
-        shutil.copy(file, staged)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(staged)
     staged.replace(out)
 
 

@@ -74,6 +74,7 @@ class ShardedTrainer(Trainer):
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
             self.model.config.save_pretrained(folder)
+            self.model.generation_config.save_pretrained(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
 

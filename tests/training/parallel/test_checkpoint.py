@@ -1,11 +1,15 @@
 """A checkpoint of any number of processes goes on in any other, and becomes one folder, to the bit."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from moe_codegen import MoEForCausalLM
 from moe_codegen.errors import CheckpointError, OutputError
+from moe_codegen.training.parallel import ShardedTrainer
 from moe_codegen.training.parallel.checkpoint import (
     has_sharded_weights,
     load_optimizer,
@@ -15,6 +19,7 @@ from moe_codegen.training.parallel.checkpoint import (
     whole_weights,
 )
 from moe_codegen.training.parallel.mesh import Layout
+from tests import tiny
 from tests.training.parallel import processes
 from tests.training.parallel.runs import model_of, optimizer_of, train, wrapped
 
@@ -79,6 +84,17 @@ def test_a_sharded_checkpoint_becomes_the_folder_that_an_unsharded_model_would_w
             stored = load_file(out / "model.safetensors")
             assert stored.keys() == whole.keys()
             assert all(torch.equal(stored[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_merged_checkpoint_keeps_what_is_beside_the_weights(tmp_path):
+    model, tokenizer = model_of(FAMILY), tiny.tokenizer()
+    model.generation_config.max_new_tokens, tokenizer.chat_template = 7, "{{ messages }}"
+    sharded = Mock(layout=Layout(2, fsdp_size=2), model=model, processing_class=tokenizer)
+    ShardedTrainer.save_model(sharded, str(tmp_path / "checkpoint-1"))
+    save_state(tmp_path / "checkpoint-1", model, optimizer_of(model), with_weights=True)
+    merge_checkpoint(tmp_path / "checkpoint-1", tmp_path / "merged")
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == "{{ messages }}"
+    assert MoEForCausalLM.from_pretrained(tmp_path / "merged").generation_config.max_new_tokens == 7
 
 
 def test_what_was_not_finished_is_not_loaded(relay, tmp_path):
