@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.settings import nearest
@@ -34,7 +35,7 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> Tra
 
     Raises:
         ConfigError: `trainer` names an unknown field, one that the run file has a name of its own for, or one that
-            would do nothing; or the batch cannot be shared among the processes.
+            would do nothing; the batch cannot be shared among the processes; or one process has several GPUs.
     """
     if settings.precision == "fp16" and not HAS_ACCELERATOR:
         raise ConfigError("precision='fp16' needs a GPU: on the CPU it would change nothing; use 'bf16' or 'float32'")
@@ -77,8 +78,16 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> Tra
             raise ConfigError(f"trainer.{name} has no place here: {REPLACED[name]}. Leave it out")
     try:
         arguments = TrainingArguments(**ours, **{**DEFAULTS, **settings.trainer})
-    except (ValueError, TypeError, ImportError) as error:
+        for reporter in get_reporting_integration_callbacks(arguments.report_to):
+            reporter()  # says what is not installed
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigError(f"transformers refuses these settings: {error}") from error
+    if arguments.n_gpu > 1:  # Trainer would take as many micro-batches at once
+        raise ConfigError(
+            f"one process sees {arguments.n_gpu} GPUs and can use one: start one for each with "
+            f"`torchrun --nproc-per-node {arguments.n_gpu} --no-python moe-codegen train ...`, or set "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
     arguments.gradient_accumulation_steps = _accumulation(settings, arguments.world_size)
     return arguments
 

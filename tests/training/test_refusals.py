@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from moe_codegen import upcycle
 from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
@@ -29,6 +30,7 @@ def refused(settings, folder, error, message):
         (dict(trainer={"learnin_rate": 0.1}), "did you mean `learning_rate`"),
         (dict(trainer={"optim": "sgdm"}), "transformers refuses these settings: sgdm is not a valid OptimizerNames"),
         (dict(trainer={"num_train_epochs": 3}), "tokens says how long"),
+        (dict(trainer={"report_to": ["tensorbord"]}), "refuses these settings: tensorbord is not supported"),
         pytest.param(
             dict(precision="fp16"),
             "'fp16' needs a GPU",
@@ -50,6 +52,17 @@ def refused(settings, folder, error, message):
 )
 def test_settings_that_cannot_hold(corpus, tmp_path, fields, message):
     refused(from_scratch(corpus, **fields), tmp_path, ConfigError, message)
+
+
+def test_a_reporter_that_is_not_installed(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    settings = from_scratch(corpus, trainer={"report_to": ["tensorboard"]})
+    refused(settings, tmp_path, ConfigError, "refuses these settings: .*requires tensorboard")
+
+
+def test_several_gpus_in_one_process(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    refused(from_scratch(corpus), tmp_path, ConfigError, "sees 2 GPUs and can use one: .*torchrun --nproc-per-node 2")
 
 
 def test_an_expert_of_several_languages(corpus, base, tmp_path):
