@@ -20,6 +20,10 @@ class ProblemSettings:
     )
     limit: int = setting(0, "only the first so many problems of each language; 0: all")
 
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ConfigError(f"limit={self.limit} must not be negative; 0 takes all problems")
+
 
 @dataclass(frozen=True)
 class SamplingSettings:

@@ -1,12 +1,13 @@
 """What a run file says: one settings class for each of `train dense`, `train expert` and `train mix`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.settings import setting
+from moe_codegen.settings import check_between, setting
 
 # What may change when a run goes on: the result does not depend on who holds what.
 FREE_TO_CHANGE = ("fsdp_size", "ep_size")
@@ -51,11 +52,11 @@ class TrainSettings:
         for name in ("batch_size", "micro_batch_size", "log_every", "keep_checkpoints", "validation_tokens"):
             _at_least(name, getattr(self, name), 1)
         for name in ("tokens", "evaluate_every", "checkpoint_every"):
-            _at_least(name, getattr(self, name) or 1, 1)
+            _at_least(name, getattr(self, name), 1)
         if self.evaluate_every and not self.validation:
             raise ConfigError("evaluate_every needs `validation`, the documents to measure the loss on")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate={self.learning_rate} should be positive, such as 3e-4")
+        check_between(self, 0, math.inf, "learning_rate", open_ended=True)
+        check_between(self, 0, math.inf, "weight_decay", "max_grad_norm")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup={self.warmup} is a share of the steps and should lie between 0 and 1")
         if not 0 < self.decay <= 1 - self.warmup:
@@ -142,6 +143,8 @@ class MixSettings(TrainSettings):
         super().check()
         if not self.model:
             raise ConfigError("`model` names no mixture; make one with `moe-codegen upcycle`")
+        check_between(self, 0, math.inf, "router_learning_rate", open_ended=True)
+        check_between(self, 0, math.inf, "router_aux_loss_coef", "router_z_loss_coef", "router_logit_scale")
 
 
 def path_fields(settings: TrainSettings) -> list[str]:
@@ -149,6 +152,6 @@ def path_fields(settings: TrainSettings) -> list[str]:
     return [field.name for field in dataclasses.fields(settings) if field.metadata["is_path"]]
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
         raise ConfigError(f"{name}={value} should be at least {least}")

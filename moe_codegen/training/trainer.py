@@ -120,7 +120,7 @@ class MoETrainer(ShardedTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Passes:
         data = self.train_dataset if train_dataset is None else train_dataset
         sequences = self.args.max_steps * self.get_total_train_batch_size(self.args)
-        return Passes(data, sequences, self.args.data_seed or self.args.seed)
+        return Passes(data, sequences, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimiser, with the routers in groups of their own where they have a learning rate of their own."""

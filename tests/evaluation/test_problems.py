@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from moe_codegen.errors import ProblemError
+from moe_codegen.errors import ConfigError, ProblemError
+from moe_codegen.evaluation import ProblemSettings
 from moe_codegen.evaluation.problems import read_problems
 from tests.evaluation.programs import problem
 
@@ -29,6 +30,11 @@ def test_a_folder_is_searched_for_the_dataset_and_the_language(tmp_path):
     assert [one.name for one in read_problems("mbpp", "py", tmp_path)] == ["other"]
     with pytest.raises(ProblemError, match=r"has no mbpp-java\.jsonl"):
         read_problems("mbpp", "java", tmp_path)
+
+
+def test_a_negative_limit_is_refused():
+    with pytest.raises(ConfigError, match="limit=-1 must not be negative"):
+        ProblemSettings(limit=-1)
 
 
 def test_parquet_is_read_too(tmp_path):

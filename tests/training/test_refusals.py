@@ -46,12 +46,20 @@ def refused(settings, folder, error, message):
         (dict(model="x"), "either `model`"),
         (dict(parts="ffn"), "from scratch mostly random"),
         (dict(warmup=100), "a share of the steps"),
+        (dict(tokens=0), "tokens=0 should be at least 1"),
+        (dict(learning_rate=0.0), r"learning_rate=0.0 should lie between 0 and inf \(both excluded\)"),
+        (dict(max_grad_norm=-1.0), "max_grad_norm=-1.0 should lie between 0 and inf"),
         (dict(schedule="warmup_stable_decay", warmup=0.5, decay=0.6), "with warmup at most 1"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_settings_that_cannot_hold(corpus, tmp_path, fields, message):
     refused(from_scratch(corpus, **fields), tmp_path, ConfigError, message)
+
+
+@pytest.mark.parametrize("name", ["router_learning_rate", "router_aux_loss_coef", "router_z_loss_coef"])
+def test_a_routers_settings_that_cannot_hold(tmp_path, name):
+    refused(MixSettings(model="x", train=("y",), **{name: -1.0}), tmp_path, ConfigError, f"{name}=-1.0 should lie")
 
 
 def test_a_reporter_that_is_not_installed(corpus, tmp_path, monkeypatch):

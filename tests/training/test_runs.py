@@ -74,6 +74,16 @@ def test_the_learning_rate_stays_at_the_peak_and_then_falls_to_zero(corpus, tmp_
     assert [rate / max(rates) for rate in rates] == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
 
+def test_a_seed_of_the_datas_own_decides_its_order(corpus, base, tmp_path):
+    losses = []
+    for fields in (dict(seed=0), dict(seed=1, trainer={"data_seed": 0})):
+        settings = DenseSettings(model=base, train=(corpus.mixed,), tokens=2 * STEP, **QUICK, **fields)
+        train(settings, tmp_path / str(settings.seed))
+        lines = read_history(tmp_path / str(settings.seed) / "history.jsonl")
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == losses[1]
+
+
 def test_a_finished_run_is_not_done_again(corpus, base):
     before = (Path(base) / "model.safetensors").stat().st_mtime_ns
     summary = train(from_scratch(corpus, tokens=10 * STEP), base)
