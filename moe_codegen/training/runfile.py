@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any, TypeVar
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.settings import settings_from
-from moe_codegen.training.settings import TrainSettings
+from moe_codegen.training.settings import TrainSettings, path_fields
 
 S = TypeVar("S", bound=TrainSettings)
 
 
 def read_run(settings_class: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:
     """The checked settings in a TOML file, `overrides` before them; paths in the file are relative to it.
+
+    Of a table, such as `trainer`, the overrides replace the entries that they name.
 
     Raises `ConfigError` for what is unknown, of another type, or cannot hold.
     """
@@ -25,22 +28,24 @@ def read_run(settings_class: type[S], path: str | Path, overrides: Mapping[str, 
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
     settings = settings_from(settings_class, values, str(path))
-    beside = {
-        field.name: _beside(path.parent, getattr(settings, field.name))
-        for field in dataclasses.fields(settings)
-        if field.metadata["is_path"]
-    }
+    beside = {name: _beside(path.parent, getattr(settings, name)) for name in path_fields(settings)}
     given = settings_from(settings_class, overrides or {}, "the flags")
-    settings = dataclasses.replace(settings, **{**beside, **{name: getattr(given, name) for name in overrides or {}}})
+    new = {name: _over(getattr(settings, name), getattr(given, name)) for name in overrides or {}}
+    settings = dataclasses.replace(settings, **{**beside, **new})
     settings.check()
     return settings
 
 
 def write_run(settings: TrainSettings, path: Path) -> None:
-    """Write settings as `read_run` reads them; None and empty fields are left out."""
+    """Write settings as `read_run` reads them, from anywhere; None and empty fields are left out."""
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    values |= {name: _absolute(values[name]) for name in path_fields(settings)}
     lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value not in (None, "", (), {})]
     path.write_text("".join(lines))
+
+
+def _over(before: Any, given: Any) -> Any:
+    return {**before, **given} if isinstance(given, Mapping) else given
 
 
 def _beside(folder: Path, value: Any) -> Any:
@@ -50,10 +55,19 @@ def _beside(folder: Path, value: Any) -> Any:
     return str(folder / value) if value and (folder / value).exists() else value
 
 
+def _absolute(value: Any) -> Any:
+    """A path that is there without what it is relative to; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(_absolute, value))
+    return str(Path(value).absolute()) if value and Path(value).exists() else value
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    # Strings, booleans and integers are written alike in JSON and TOML; so are floats, but for their infinities.
+    # Strings, booleans, integers and finite floats are written alike in JSON and TOML.
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return json.dumps(value, ensure_ascii=False)

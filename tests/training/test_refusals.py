@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from moe_codegen import upcycle
 from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
 from moe_codegen.errors import CheckpointError, ConfigError, SourceError, TokenizerError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
+from moe_codegen.training.runfile import write_run
 from tests.data.inputs import write
 from tests.training.runs import from_scratch
 
@@ -158,3 +160,20 @@ def test_flags_override_the_run_file_and_its_paths_are_relative_to_it(tmp_path):
     settings = read_run(DenseSettings, tmp_path / "run.toml")
     assert settings.train == (str(tmp_path / "packed"),)
     assert dataclasses.replace(settings, seed=0) != settings
+
+
+def test_a_flag_of_a_table_leaves_its_other_entries(tmp_path):
+    (tmp_path / "run.toml").write_text('model = "m"\ntrain = ["t"]\n[trainer]\nadam_beta1 = 0.8\nadam_beta2 = 0.9\n')
+    settings = read_run(MixSettings, tmp_path / "run.toml", {"trainer": {"adam_beta2": 0.99, "optim": "adafactor"}})
+    assert settings.trainer == {"adam_beta1": 0.8, "adam_beta2": 0.99, "optim": "adafactor"}
+
+
+def test_a_run_file_is_read_as_it_was_written_from_wherever_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = MixSettings(model="owner/name", train=("packed",), max_grad_norm=math.inf, trainer={"adam_beta1": 0.8})
+    write_run(settings, tmp_path / "out" / "run.toml")
+    monkeypatch.chdir("/")
+    written = read_run(MixSettings, tmp_path / "out" / "run.toml")
+    assert written == dataclasses.replace(settings, train=(str(tmp_path / "packed"),))
