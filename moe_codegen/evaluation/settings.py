@@ -70,7 +70,7 @@ class ModelSettings:
 class ExecutionSettings:
     """How programs are run."""
 
-    workers: int = setting(0, "programs at a time; 0: one for each core")
+    workers: int = setting(0, "programs at a time; 0: one for each core that may be used")
     sandbox: str = setting("bubblewrap", "bubblewrap; none runs programs with all your rights")
     memory_mb: int = setting(1024, "MiB that one program may use")
 
@@ -80,8 +80,9 @@ class ExecutionSettings:
 
     @property
     def num_workers(self) -> int:
-        """Programs at a time."""
-        return self.workers or os.cpu_count() or 1
+        """Programs at a time: of the cores that this process may use, where nothing else is asked for."""
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers or usable
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from moe_codegen.errors import InfrastructureError, ProblemError
+from moe_codegen.evaluation import ExecutionSettings
 from moe_codegen.evaluation.execution import Executor, Kind, Submission, compilers
 from moe_codegen.evaluation.execution import judge as judging
 from moe_codegen.evaluation.languages.language import before_last
@@ -219,6 +220,12 @@ def test_what_cannot_be_judged_twice_is_an_error_and_no_outcome(sandbox):
         executor.finish()
     with pytest.raises(InfrastructureError, match="did not start: no room"):
         future.result()
+
+
+def test_there_are_as_many_workers_as_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 7})
+    assert ExecutionSettings().num_workers == 3
+    assert ExecutionSettings(workers=5).num_workers == 5
 
 
 def test_a_statement_goes_before_the_last_braces():
