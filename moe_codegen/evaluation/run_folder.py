@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_codegen.errors import OutputError, ResultError
+from moe_codegen.evaluation.multipl_e import completion_files, result_files
 from moe_codegen.evaluation.whole_file import write_whole
 
 RUN_FILE = "run.json"
@@ -101,7 +102,12 @@ def language_folders(out: Path) -> list[Path]:
     if not out.is_dir():
         raise ResultError(f"{out} is no folder; expected a run, or a folder with MultiPL-E's files")
     children = sorted(child for child in out.iterdir() if child.is_dir())
-    folders = [folder for folder in (out, *children) if any(folder.glob("*.json.gz"))]
+    folders = [folder for folder in (out, *children) if _has_programs(folder)]
     if not folders:
-        raise ResultError(f"{out} holds no .json.gz file of MultiPL-E, nor any folder in it")
+        raise ResultError(f"{out} holds no completions and no results of MultiPL-E, nor does any folder in it")
     return folders
+
+
+def _has_programs(folder: Path) -> bool:
+    ours = {Path(RUN_FILE).stem, *MEASURES}  # which look like uncompressed completions
+    return bool({*completion_files(folder), *result_files(folder)} - ours)

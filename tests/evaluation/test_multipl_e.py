@@ -19,6 +19,7 @@ from moe_codegen.evaluation.multipl_e import (
     write_completions,
     write_results,
 )
+from moe_codegen.evaluation.run_folder import language_folders
 from tests.evaluation.programs import problem
 
 COMPLETIONS = Completions(
@@ -44,6 +45,16 @@ def test_fields_of_others_survive_the_round_trip(tmp_path):
     (tmp_path / "twice.json").write_text(json.dumps(record))
     read = read_completions(tmp_path / "twice.json")
     assert read_gz(write_completions(tmp_path, read)) == json.loads(json.dumps(record))
+
+
+def test_a_folder_of_uncompressed_files_is_one(tmp_path):
+    for folder in (tmp_path, tmp_path / "later"):
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text("{}")  # ours, and no completions
+    with pytest.raises(ResultError, match="holds no completions and no results"):
+        language_folders(tmp_path)
+    (tmp_path / "later" / "twice.json").write_text(json.dumps(COMPLETIONS.record()))
+    assert language_folders(tmp_path) == [tmp_path / "later"]
 
 
 def test_a_result_file_has_multipl_es_fields_in_its_order(tmp_path):
