@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # which need the extra `evaluate`
 
 def print_scores(scores: Sequence[LanguageScores]) -> None:
     """pass@k of each folder."""
+    names = Counter((each.dataset, each.language) for each in scores)
+    with_folder = any(count > 1 for count in names.values())  # what else would tell them apart?
     rows = []
     for each in scores:
         passable = {score.k: score for score in each.passable}
@@ -26,6 +28,7 @@ def print_scores(scores: Sequence[LanguageScores]) -> None:
             over = passable.get(score.k)
             rows.append(
                 [
+                    *([each.folder.name] if with_folder else []),
                     each.dataset,
                     each.language,
                     len(each.tallies),
@@ -37,7 +40,7 @@ def print_scores(scores: Sequence[LanguageScores]) -> None:
                 ]
             )
     columns = ["dataset", "language", "problems", "samples", "k", "pass@k", "95%", "over passable problems"]
-    console.output.print(table(columns, rows))
+    console.output.print(table(["folder"] * with_folder + columns, rows))
 
 
 def print_comparisons(comparisons: Mapping[str, Comparison], k: int) -> None:

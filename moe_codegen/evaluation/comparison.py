@@ -10,7 +10,7 @@ import numpy as np
 
 from moe_codegen.errors import ResultError
 from moe_codegen.evaluation.run_folder import language_folders
-from moe_codegen.evaluation.scores import Tally, pass_at_k, score_folder
+from moe_codegen.evaluation.scores import Tally, by_dataset, pass_at_k, score_folder
 from moe_codegen.metrics import share_difference_interval
 
 SIGNIFICANCE, POWER = 0.05, 0.8
@@ -98,10 +98,10 @@ def compare(a: Mapping[str, Tally], b: Mapping[str, Tally], k: int = 1) -> Compa
 
 
 def compare_folders(first: Path, second: Path, k: int = 1, *, partial: bool = False) -> dict[str, Comparison]:
-    """'dataset language' -> comparison, for what both have. Raises `ResultError` where one lacks what the other has."""
+    """'dataset language' -> comparison. Raises `ResultError` where one lacks what the other has, or has it twice."""
     a, b = (
-        {f"{each.dataset} {each.language}": each for each in (score_folder(f, [k], partial=partial) for f in folders)}
-        for folders in (language_folders(first), language_folders(second))
+        by_dataset(score_folder(folder, [k], partial=partial) for folder in language_folders(out))
+        for out in (first, second)
     )
     if a.keys() != b.keys():
         raise ResultError(f"{first} has {', '.join(a)} and {second} has {', '.join(b)}; compare folder by folder")

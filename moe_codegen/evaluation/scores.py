@@ -1,7 +1,7 @@
 """pass@k of a folder of results, with an interval over problems (Codex, arXiv 2107.03374)."""
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,20 @@ def score_folder(folder: Path, ks: Sequence[int] = (), *, partial: bool = False)
         passable=[score(passable, k) for k in ks] if passable else [],
         unpassable=unpassable,
     )
+
+
+def by_dataset(scores: Iterable[LanguageScores]) -> dict[str, LanguageScores]:
+    """'dataset language' -> scores. Raises `ResultError` where two folders are of the same."""
+    found: dict[str, LanguageScores] = {}
+    for each in scores:
+        name = f"{each.dataset} {each.language}"
+        if name in found:
+            raise ResultError(
+                f"{found[name].folder} and {each.folder.name} are both of {name}; give one of them, or keep each model "
+                "and temperature in a folder of its own"
+            )
+        found[name] = each
+    return found
 
 
 def identify(folder: Path) -> tuple[str, str]:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from moe_codegen.errors import ResultError
-from moe_codegen.evaluation.comparison import compare, mcnemar, permutation_test, smallest_detectable
+from moe_codegen.evaluation.comparison import compare, compare_folders, mcnemar, permutation_test, smallest_detectable
+from moe_codegen.evaluation.report.runs import read_runs
 from moe_codegen.evaluation.scores import Tally
+from tests.cli.checkpoints import run
+from tests.evaluation.test_scores import fill
 
 
 def single(*passed):
@@ -66,3 +69,15 @@ def test_the_smallest_detectable_difference_is_found_four_times_in_five():
 def test_other_problems_cannot_be_compared():
     with pytest.raises(ResultError, match="1 are in one only, the first p2"):
         compare(single(1, 0), single(1, 0, 0))
+
+
+def test_two_folders_of_one_dataset_and_language_are_told_apart_or_refused(tmp_path):
+    for name in ("one", "other"):
+        fill(tmp_path / f"mbpp-lua-{name}-0.2-reworded", [1, 0])
+    with pytest.raises(ResultError, match=r"mbpp-lua-one-.* and mbpp-lua-other-.* are both of mbpp lua; give one"):
+        compare_folders(tmp_path, tmp_path, partial=True)
+    with pytest.raises(ResultError, match="are both of mbpp lua"):
+        read_runs([tmp_path])
+    printed = run("evaluate", "pass-at-k", tmp_path, "--partial", columns=200).stdout
+    assert "mbpp-lua-one-0.2-reworded" in printed
+    assert "mbpp-lua-other-0.2-reworded" in printed

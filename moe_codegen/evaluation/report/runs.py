@@ -17,7 +17,7 @@ from moe_codegen.evaluation.multipl_e import (
     result_files,
 )
 from moe_codegen.evaluation.run_folder import MEASURES, OUTCOMES_FILE, RunRecord, read_measure, read_run
-from moe_codegen.evaluation.scores import LanguageScores, score_folder
+from moe_codegen.evaluation.scores import LanguageScores, by_dataset, score_folder
 from moe_codegen.reporting import format_count
 
 PASSED = "Passed"
@@ -141,5 +141,4 @@ def _read(folder: Path) -> EvaluatedRun:
     model = models[0] if models else {"name": folder.name}
     if any(other.get("files") != model.get("files") for other in models):
         raise ResultError(f"{folder} holds results of two different models; keep each in a folder of its own")
-    scores = {f"{each.dataset} {each.language}": each for each in scored}
-    return EvaluatedRun(folder, model["name"], model, run, scores, measures)
+    return EvaluatedRun(folder, model["name"], model, run, by_dataset(scored), measures)
