@@ -61,13 +61,15 @@ def assignment_accuracy(counts_GE: np.ndarray) -> tuple[float, list[int | None]]
     Each group weighs the same. Uniform routing gives 1 / E for at most E groups, one group one expert gives 1.
 
     Returns:
-        The accuracy, and for each group its expert; None for a group left without, where there are more than experts.
+        The accuracy, 0 where nothing was counted, and for each group its expert; None for a group without tokens, and
+        for one left without an expert, where there are more than experts.
     """
-    shares_GE = expert_shares(counts_GE)
+    counted = np.flatnonzero(counts_GE.sum(axis=1))
+    shares_GE = expert_shares(counts_GE[counted])
     groups, experts = linear_sum_assignment(shares_GE, maximize=True)
-    expert_of = dict(zip(groups.tolist(), experts.tolist(), strict=True))
-    accuracy = float(shares_GE[groups, experts].sum() / len(shares_GE))
-    return accuracy, [expert_of.get(group) for group in range(len(shares_GE))]
+    expert_of = dict(zip(counted[groups].tolist(), experts.tolist(), strict=True))
+    accuracy = float(shares_GE[groups, experts].sum() / max(len(counted), 1))
+    return accuracy, [expert_of.get(group) for group in range(len(counts_GE))]
 
 
 def load_summary(counts: LoadCounts) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def test_nothing_counted_is_no_division_by_zero():
     nothing = np.zeros((2, 3), np.int64)
     assert expert_shares(nothing).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert normalised_mutual_information(nothing) == 0
-    assert assignment_accuracy(nothing)[0] == 0
+    assert assignment_accuracy(nothing) == (0, [None, None])
 
 
 def test_information_is_none_for_equal_and_all_for_separate_routing():
@@ -83,6 +83,11 @@ def test_groups_of_any_size_weigh_the_same():
     accuracy, experts = assignment_accuracy(np.array([[0, 900, 100], [1, 0, 1]]))
     assert experts == [1, 2] or experts == [1, 0]
     assert accuracy == pytest.approx((0.9 + 0.5) / 2)
+
+
+def test_a_group_without_tokens_neither_counts_nor_takes_an_expert():
+    with_one_empty = np.array([[0, 0], [0, 10], [10, 0]])
+    assert assignment_accuracy(with_one_empty) == (1, [None, 1, 0])
 
 
 def test_the_summary_is_json_with_every_layer():
