@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -59,7 +60,8 @@ def generate(
 ) -> GenerationReport:
     """Have a model complete the problems, and judge its programs while it writes the next ones.
 
-    The same call after a kill goes on where it was, to the same results.
+    The same call after a kill goes on where it was, to the same results; one with more samples or a higher limit adds
+    to what there is.
 
     Args:
         model: dense or mixture, a folder or Hub id, as `load_model` takes it; or one that is loaded.
@@ -224,16 +226,22 @@ def _begin(out: Path, record: RunRecord) -> RunRecord:
         if any(out.glob("*/*.json.gz")):
             raise OutputError(f"{out} holds completions of another run and no run.json; give another folder")
         return record
-    for what in ("model", "settings"):
-        before, now = getattr(started, what), json.loads(json.dumps(getattr(record, what)))
-        changed = [
-            key for key in {**before, **now} if key not in ("device", "files") and before.get(key) != now.get(key)
-        ]
+    now = json.loads(json.dumps({"model": record.model, "settings": record.settings}))
+    for part, others in (("model", "another model"), ("settings", "other settings")):
+        before, after = getattr(started, part), now[part]
+        changed = [key for key in {**before, **after} if not _may_follow(key, before.get(key), after.get(key))]
         if changed:
             raise ResumeError(
-                f"{out} was begun with another {what} ({', '.join(changed)}); give another folder, or the same {what}"
+                f"{out} was begun with {others} ({', '.join(changed)}); give another folder, or what it was begun with"
             )
-    return replace(started, versions=record.versions)
+    return replace(started, settings=record.settings, versions=record.versions)
+
+
+def _may_follow(key: str, before: Any, now: Any) -> bool:
+    """Whether a run goes on where `key` is `now` what it was not before."""
+    if key in ("num_samples", "limit"):  # noise is keyed, so that more are only added; no limit is the highest
+        return (now or math.inf) >= (before or math.inf)
+    return key in ("device", "files") or before == now
 
 
 def _identity(dataset: str, language: str, problems: Sequence[Problem]) -> dict[str, Any]:

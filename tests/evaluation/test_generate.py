@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -115,13 +116,27 @@ def test_another_model_or_setting_cannot_go_on_with_a_run(model, problems, tmp_p
     out = tmp_path / "out"
     generate(model, out, problems, SAMPLING, BATCHES, execute=False)
     warmer = SamplingSettings(num_samples=3, temperature=0.9, max_tokens=12)
-    with pytest.raises(ResumeError, match=r"begun with another settings \(temperature\)"):
+    with pytest.raises(ResumeError, match=r"begun with other settings \(temperature\);"):
         generate(model, out, problems, warmer, BATCHES, execute=False)
     save_dense(tmp_path / "tiny", "gpt_bigcode", seed=1)
     with pytest.raises(OutputError, match="an evaluation of other model files"):
         generate(tmp_path / "tiny", out, problems, SAMPLING, BATCHES, execute=False)
     with pytest.raises(OutputError, match=r"is not empty and holds no evaluation"):
         generate(model, tmp_path, problems, SAMPLING, BATCHES, execute=False)
+
+
+@needs("py", "js")
+def test_a_run_is_given_more_samples_and_more_problems_but_not_fewer(model, problems, tmp_path):
+    whole = generate(model, tmp_path / "whole", problems, SAMPLING, BATCHES)
+    out, first = tmp_path / "out", replace(problems, limit=1)
+    for limited, sampling in ((first, replace(SAMPLING, num_samples=1)), (first, SAMPLING), (problems, SAMPLING)):
+        grown = generate(model, out, limited, sampling, BATCHES)
+    for one, two in zip(whole.folders, grown.folders, strict=True):
+        assert texts(one) == texts(two)
+        assert statuses(one) == statuses(two)
+    assert read_run(out).settings == whole.record.settings
+    with pytest.raises(ResumeError, match=r"begun with other settings \(limit, num_samples\)"):
+        generate(model, out, first, replace(SAMPLING, num_samples=2), BATCHES)
 
 
 KILLED_IN_THE_MIDDLE = """
@@ -236,7 +251,7 @@ def test_a_log_refuses_other_conditions_and_damaged_lines(tmp_path):
 
 
 def test_a_folder_without_files_is_refused(tmp_path):
-    with pytest.raises(ResultError, match=r"holds no \.json\.gz file"):
+    with pytest.raises(ResultError, match="holds no completions and no results"):
         execute(tmp_path, ExecutionSettings())
     with pytest.raises(ResultError, match="is no folder"):
         execute(tmp_path / "nowhere", ExecutionSettings())
