@@ -2,9 +2,9 @@
 
 A repository's second file says little that its first has not, so an interval that takes files for independent is too
 narrow. Resampled are therefore whole repositories: the cluster bootstrap (Davison and Hinkley 1997, section 3.8), with
-the percentiles of the resampled ratio. It is silent where it would mislead: over fewer than `FEWEST` clusters, which
-vary too little among themselves (Cameron, Gelbach and Miller 2008, table 3); and for shares of which all are 0 or all
-are 1, where it has no width at all and Wilson's score interval stands in.
+the percentiles of the resampled ratio. Over fewer than `FEWEST` clusters, which vary too little among themselves
+(Cameron, Gelbach and Miller 2008, table 3), there is no interval of any kind. Where all clusters have the same share
+the bootstrap has no width at all, and Wilson's score interval of the share of clusters that differ stands in.
 """
 
 import math
@@ -17,6 +17,7 @@ import numpy as np
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 FEWEST = 10  # clusters that a bootstrap needs: over 5 it holds the truth 4 times in 5, not 19 times in 20
+ROUNDING = 1e-12
 FEW_REPOSITORIES = (
     f"Files of one repository are alike, so fewer than {FEWEST} repositories have no interval and no verdict: hold out "
     "more, with a larger `--validation` of `moe-codegen data split`."
@@ -73,29 +74,29 @@ def ratio_interval(
 
 
 def share_interval(shares: np.ndarray, clusters: Sequence[str] | np.ndarray) -> Interval:
-    """The mean of `shares`, each between 0 and 1.
-
-    Wilson's interval where each cluster has one share and that is 0 or 1; and where all shares are 0, or all are 1,
-    whatever the clusters' sizes. Otherwise the bootstrap's.
-    """
+    """The mean of `shares`, each between 0 and 1: Wilson's interval where each cluster has one that is 0 or 1."""
     distinct = len(set(clusters))
-    is_coin = bool(np.isin(shares, (0, 1)).all())
-    if not is_coin or (len(shares) > distinct and len(np.unique(shares)) > 1):
-        return ratio_interval(shares, np.ones(len(shares)), clusters)
-    value = float(np.mean(shares))
-    return Interval(value, *wilson(value, distinct), distinct)
+    if FEWEST <= distinct == len(shares) and np.isin(shares, (0, 1)).all():
+        value = float(np.mean(shares))
+        return Interval(value, *wilson(value, distinct), distinct)
+    return _bounded_interval(shares, clusters, 0, 1)
 
 
 def share_difference_interval(differences: np.ndarray, clusters: Sequence[str] | np.ndarray) -> Interval:
-    """The mean of paired differences of shares, each between -1 and 1.
+    """The mean of paired differences of shares, each between -1 and 1."""
+    return _bounded_interval(differences, clusters, -1, 1)
 
-    Where all are 0 the mean is no further from 0 than the share of clusters that differ is, which Wilson bounds.
+
+def _bounded_interval(values: np.ndarray, clusters: Sequence[str] | np.ndarray, least: float, most: float) -> Interval:
+    """The mean of `values`, each between `least` and `most`.
+
+    Where no cluster differs from the mean others may, as far as the bounds let them: Wilson says how many.
     """
-    if np.any(differences):
-        return ratio_interval(differences, np.ones(len(differences)), clusters)
-    distinct = len(set(clusters))
-    reach = wilson(0.0, distinct)[1]
-    return Interval(0.0, -reach, reach, distinct)
+    found = ratio_interval(values, np.ones(len(values)), clusters)
+    if found.low is None or found.high is None or found.high - found.low > ROUNDING:
+        return found
+    value, reach = found.value, wilson(0.0, found.clusters)[1]
+    return Interval(value, value - reach * (value - least), value + reach * (most - value), found.clusters)
 
 
 def wilson(share: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

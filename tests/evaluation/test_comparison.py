@@ -1,15 +1,19 @@
 """The paired comparison against scipy, exact enumeration, and simulation."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from moe_codegen.cli import console
+from moe_codegen.cli.evaluation_output import print_scores
 from moe_codegen.errors import ResultError
 from moe_codegen.evaluation.comparison import compare, compare_folders, mcnemar, permutation_test, smallest_detectable
 from moe_codegen.evaluation.report.runs import read_runs
-from moe_codegen.evaluation.scores import Tally
-from tests.cli.checkpoints import run
+from moe_codegen.evaluation.run_folder import language_folders
+from moe_codegen.evaluation.scores import Tally, score_folder
 from tests.evaluation.test_scores import fill
 
 
@@ -71,13 +75,15 @@ def test_other_problems_cannot_be_compared():
         compare(single(1, 0), single(1, 0, 0))
 
 
-def test_two_folders_of_one_dataset_and_language_are_told_apart_or_refused(tmp_path):
+def test_two_folders_of_one_dataset_and_language_are_told_apart_or_refused(tmp_path, monkeypatch):
     for name in ("one", "other"):
         fill(tmp_path / f"mbpp-lua-{name}-0.2-reworded", [1, 0])
     with pytest.raises(ResultError, match=r"mbpp-lua-one-.* and mbpp-lua-other-.* are both of mbpp lua; give one"):
         compare_folders(tmp_path, tmp_path, partial=True)
     with pytest.raises(ResultError, match="are both of mbpp lua"):
         read_runs([tmp_path])
-    printed = run("evaluate", "pass-at-k", tmp_path, "--partial", columns=200).stdout
-    assert "mbpp-lua-one-0.2-reworded" in printed
-    assert "mbpp-lua-other-0.2-reworded" in printed
+    printed = io.StringIO()
+    monkeypatch.setattr(console, "output", Console(file=printed, width=200))
+    print_scores([score_folder(folder, partial=True) for folder in language_folders(tmp_path)])
+    assert "mbpp-lua-one-0.2-reworded" in printed.getvalue()
+    assert "mbpp-lua-other-0.2-reworded" in printed.getvalue()

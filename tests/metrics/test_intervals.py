@@ -48,7 +48,7 @@ def test_equal_repositories_leave_no_doubt():
     assert interval.excludes_zero
 
 
-@pytest.mark.parametrize(("passed", "problems"), [(0, 161), (161, 161), (1, 20), (40, 161), (3, 5), (0, 1)])
+@pytest.mark.parametrize(("passed", "problems"), [(0, 161), (161, 161), (1, 20), (40, 161), (3, 10)])
 def test_shares_of_single_trials_have_the_score_interval(passed, problems):
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(passed, problems).proportion_ci(method="wilson")
@@ -66,6 +66,23 @@ def test_none_and_all_leave_doubt_about_other_repositories():
     no_difference = share_difference_interval(np.zeros(60), names)
     assert -no_difference.low == no_difference.high == share_interval(np.zeros(60), names).high
     assert not no_difference.excludes_zero
+
+
+@pytest.mark.parametrize("interval", [share_interval, share_difference_interval])
+def test_shares_that_are_all_alike_leave_doubt_about_other_repositories(interval):
+    names = np.repeat(list("abcdefghijkl"), 2)
+    for alike in (np.full(24, 0.3), np.tile([0.6, 0.0], 12)):
+        found = interval(alike, names)
+        assert found.value == pytest.approx(0.3)
+        assert found.high == pytest.approx(0.3 + 0.7 * share_interval(np.zeros(24), names).high)
+        assert found.low < 0.3
+
+
+@pytest.mark.parametrize("interval", [share_interval, share_difference_interval])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_fewer_than_ten_repositories_have_no_interval_of_any_kind(interval, share):
+    for names in (range(9), [0, 1, 2] * 3):
+        assert interval(np.full(9, share), names).low is None
 
 
 def test_the_same_seed_gives_the_same_interval():
