@@ -41,7 +41,7 @@ def evaluate(dense: Path, mixture: Path, problems: Path, out: Path, samples: int
         problems=ProblemSettings(dataset="humaneval", languages=("python",), problems=str(problems)),
         sampling=SamplingSettings(num_samples=samples, temperature=0.2, max_tokens=128),
         execution=ExecutionSettings(sandbox=sandbox),
-        # held_out="split/validation" adds loss, completed lines and the routing of the mixture.
+        # held_out="divided/validation" adds loss, completed lines and the routing of the mixture.
     )
     # Killed and called again, it goes on where it was.
     evaluation = run({"dense": dense, "mixture": mixture}, out, settings)

@@ -20,7 +20,7 @@ class TrainSettings:
     model: str = setting("", "checkpoint to start from: a folder or hub id", is_path=True)
     train: tuple[str, ...] = setting((), "folders of `data pack`; several are mixed", is_path=True)
     validation: str = setting("", "documents to measure the loss on: `validation` of `data split`", is_path=True)
-    validation_tokens: int = setting(50_000, "tokens of validation for each language, at most")
+    validation_tokens: int = setting(50_000, "tokens of validation for each language, about: whole files")
     tokens: int | None = setting(None, "tokens to train on, padding included; otherwise every sequence once")
     batch_size: int = setting(32, "sequences an optimiser step, over all processes")
     micro_batch_size: int = setting(8, "sequences a process takes at once; divides batch_size / processes")
