@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_codegen.errors import ResultError
-from moe_codegen.evaluation.whole_file import write_whole
+from moe_codegen.whole_file import write_whole
 
 OUTPUT_CHARACTERS = 2048  # of each of stdout and stderr that a result keeps
 _COMPLETIONS, _RESULTS = (".json.gz", ".json"), (".results.json.gz", ".results.json")

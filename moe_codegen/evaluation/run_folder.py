@@ -19,7 +19,7 @@ from typing import Any
 
 from moe_codegen.errors import OutputError, ResultError
 from moe_codegen.evaluation.multipl_e import completion_files, result_files
-from moe_codegen.evaluation.whole_file import write_whole
+from moe_codegen.whole_file import write_whole
 
 RUN_FILE = "run.json"
 MEASURES = ("loss", "completion", "routing")

@@ -33,11 +33,6 @@ class Interval:
     high: float | None
     clusters: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside: for a difference, whether it is told from none."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
 
 def too_few(clusters: int, one: str = "repository", many: str = "repositories") -> str:
     """What is said where an interval would stand."""

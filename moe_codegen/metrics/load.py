@@ -35,7 +35,7 @@ class LoadCounts:
 class ExpertLoad:
     """Counts of (group, layer, expert), added up over as many passes as wanted.
 
-    Feed it what `RoutingRecorder` records (`add`) or what `output_router_logits=True` returns (`add_logits`).
+    Feed it what `RoutingRecorder` records.
 
     Attributes:
         counts_2GLE: int64 on the device: any choice, then first choice. Processes that saw different tokens may sum it
@@ -91,16 +91,6 @@ class ExpertLoad:
             any_GLE, first_GLE = self.counts_2GLE.view(2, -1)
             any_GLE.index_add_(0, place_TK.reshape(-1), ones_T.repeat_interleave(top_k, output_size=tokens * top_k))
             first_GLE.index_add_(0, place_TK[:, 0], ones_T)
-
-    def add_logits(
-        self,
-        logits_LTE: Sequence[torch.Tensor],
-        top_k: int,
-        counted_T: torch.Tensor | None = None,
-        group_T: torch.Tensor | None = None,
-    ) -> None:
-        """Count from router logits, for each sparse layer (T, E); otherwise as `add`."""
-        self.add([logits_TE.topk(top_k, dim=-1).indices for logits_TE in logits_LTE], counted_T, group_T)
 
     def reset(self) -> None:
         """Start again from zero."""

@@ -1,7 +1,6 @@
 """The folder of a run: its run file, history and checkpoints, then the model, and last a summary: it is finished."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from moe_codegen.errors import OutputError, ResumeError
 from moe_codegen.settings import as_record
 from moe_codegen.training.runfile import write_run
 from moe_codegen.training.settings import FREE_TO_CHANGE, TrainSettings, path_fields
+from moe_codegen.whole_file import write_whole
 
-STAGED = ".partial"
+STAGED = ".partial"  # where a checkpoint, and in the end the model, is written until it is whole
 
 
 class RunFolder:
@@ -98,9 +98,7 @@ class RunFolder:
         return {"verb": self.verb, "settings": settings, "inputs": dict(self.inputs)}
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        part = self.path / f"{name}.part"
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(part, self.path / name)
+        write_whole(self.path / name, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def read_summary(folder: str | Path) -> dict[str, Any] | None:

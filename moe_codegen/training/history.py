@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_codegen.errors import OutputError
 from moe_codegen.metrics import LoadCounts
+from moe_codegen.whole_file import write_whole
 
 Line = dict[str, Any]
 
@@ -22,9 +23,7 @@ class History:
     def __init__(self, path: Path, resumed_at: int) -> None:
         self.path = path
         kept = [line for line in read_history(path) if line["step"] <= resumed_at]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        part.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def append(self, line: Line) -> None:
         """Write one line. Raises `OutputError` where the disk is full."""

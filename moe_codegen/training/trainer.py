@@ -24,11 +24,10 @@ from moe_codegen.errors import NonFiniteError, OutputError
 from moe_codegen.metrics import EncodedDocument, Interval, document_losses, losses_by_language, start_token
 from moe_codegen.moe import RoutingRecorder, TopKRouter
 from moe_codegen.training.data import PackedSequences, batch_of
+from moe_codegen.training.folder import STAGED
 from moe_codegen.training.history import History, load_record
 from moe_codegen.training.meter import Meter, load_figures
 from moe_codegen.training.parallel import ShardedTrainer
-
-STAGED = ".partial"  # where a checkpoint is written until it is whole
 
 
 class Passes(torch.utils.data.Sampler[int]):

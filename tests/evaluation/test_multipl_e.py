@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from moe_codegen import whole_file
 from moe_codegen.errors import ResultError
-from moe_codegen.evaluation import whole_file
 from moe_codegen.evaluation.multipl_e import (
     Completions,
     Result,

@@ -50,11 +50,6 @@ class Estimate:
         bounds = too_few(self.repositories) if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
         return f"{self.value:.3f} ({bounds})"
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Of a difference, whether its interval lies on one side of zero."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
 
 def estimates(record: Mapping[str, Any]) -> list[Estimate]:
     """What a file of `measure` says by language, in the order of measures and languages."""

@@ -28,11 +28,11 @@ from moe_codegen.evaluation.held_out.line_places import choose_places
 from moe_codegen.evaluation.loaded_model import LoadedModel, describe_versions, load
 from moe_codegen.evaluation.run_folder import MEASURES, claim, read_measure
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
-from moe_codegen.evaluation.whole_file import write_whole
 from moe_codegen.metrics import Document, document_losses, encode_documents, start_token
 from moe_codegen.metrics.windows import count_windows, window_length
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.settings import as_record
+from moe_codegen.whole_file import write_whole
 
 
 def measure(

@@ -14,7 +14,7 @@ from moe_codegen.evaluation.report.heat_maps import Routing, routing_of
 from moe_codegen.evaluation.report.programs import Failures, WinsAndLosses, failures, order_kinds, wins_and_losses
 from moe_codegen.evaluation.report.runs import PASSED, EvaluatedRun, read_runs
 from moe_codegen.evaluation.report.tables import SideBySide, measure_tables, pass_at_k_table, syntax_table
-from moe_codegen.evaluation.whole_file import write_whole
+from moe_codegen.whole_file import write_whole
 
 
 @dataclass(frozen=True)

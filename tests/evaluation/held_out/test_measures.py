@@ -63,7 +63,6 @@ def test_estimates_are_means_of_what_the_files_hold(measured):
     assert estimate.value == pytest.approx(mean)
     assert (estimate.files, estimate.repositories) == (2, 2)
     assert estimate.text.endswith("(2 repositories: too few for an interval)")
-    assert not estimate.excludes_zero
     loss = read_measure(measured / "dense-out", "loss")
     by_language = losses_by_language(losses_of(loss))
     assert [one.value for one in estimates(loss)][: len(by_language)] == [one.value for one in by_language.values()]
