@@ -1,18 +1,20 @@
 """The data of a run: packed sequences to train on, documents to measure the loss on; checked before anything starts."""
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 import xxhash
 
-from moe_codegen.data import collate, load_packed, open_source, packed_languages, read_manifest
+from moe_codegen.data import collate, load_packed, packed_languages, read_manifest
 from moe_codegen.data.packing.tokenizer import vocabulary_hash
-from moe_codegen.data.rows.batch import split_sound
 from moe_codegen.errors import SourceError, TokenizerError
-from moe_codegen.metrics import Document, EncodedDocument, encode_documents
+from moe_codegen.metrics import EncodedDocument, encode_documents
+from moe_codegen.metrics.documents import stream_documents
 
 
 class PackedSequences(torch.utils.data.Dataset):
@@ -79,28 +81,19 @@ def validation_documents(source: str, tokenizer: Any, tokens: int) -> list[Encod
     Files are taken in the order of a hash of their text, so no repository comes first. Raises `SourceError` where
     there are none.
     """
-    found: dict[str, list[tuple[int, Document]]] = {}
-    for unit in open_source(source).units:
-        for batch in unit.batches():
-            sound = split_sound(batch)[0]
-            for number, row in enumerate(sound.rows.select(["repo", "language", "content"]).to_pylist()):
-                name = f"{sound.origin}#{sound.row_in_origin(number)}"
-                language = row["language"] or "unknown"
-                document = Document(name, row["repo"] or name, language, row["content"].decode())
-                found.setdefault(language, []).append((xxhash.xxh64_intdigest(row["content"]), document))
+    found: dict[str, list[tuple[int, EncodedDocument]]] = {}
+    for document in stream_documents(source):
+        taken = found.setdefault(document.language, [])
+        place = xxhash.xxh64_intdigest(document.text.encode())
+        if _tokens(taken) < tokens or place < taken[-1][0]:
+            (encoded,) = encode_documents(tokenizer, [document])
+            insort(taken, (place, encoded), key=itemgetter(0))
+            while _tokens(taken[:-1]) >= tokens:
+                taken.pop()
     if not found:
         raise SourceError(f"{source} holds no documents to measure the loss on")
-    return [
-        document
-        for language in sorted(found)
-        for document in _first(sorted(found[language], key=lambda one: one[0]), tokenizer, tokens)
-    ]
+    return [document for language in sorted(found) for _, document in found[language]]
 
 
-def _first(ordered: list[tuple[int, Document]], tokenizer: Any, tokens: int) -> list[EncodedDocument]:
-    taken: list[EncodedDocument] = []
-    for _, document in ordered:
-        if sum(len(one.ids) for one in taken) >= tokens:
-            break
-        taken += [one for one in encode_documents(tokenizer, [document]) if one.ids]
-    return taken
+def _tokens(taken: Sequence[tuple[int, EncodedDocument]]) -> int:
+    return sum(len(document.ids) for _, document in taken)

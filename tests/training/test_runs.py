@@ -7,13 +7,15 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import xxhash
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_codegen import MoEForCausalLM, upcycle
 from moe_codegen.errors import ConfigError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train, trainer
+from moe_codegen.training.data import validation_documents
 from moe_codegen.training.history import read_history
-from tests.training.runs import LANGUAGES, LENGTH, from_scratch, save_random
+from tests.training.runs import LANGUAGES, LENGTH, from_scratch, save_random, source_text
 
 STEP = 8 * LENGTH  # tokens
 QUICK = dict(batch_size=8, micro_batch_size=4, learning_rate=3e-3, log_every=2, validation_tokens=1000)
@@ -82,6 +84,22 @@ def test_a_seed_of_the_datas_own_decides_its_order(corpus, base, tmp_path):
         lines = read_history(tmp_path / str(settings.seed) / "history.jsonl")
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("tokens", [1, 500, 10**6])
+def test_validation_takes_whole_files_in_the_order_of_a_hash_until_there_are_enough(corpus, tokens):
+    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer)
+    expected = []
+    for language in LANGUAGES:
+        texts = sorted(
+            (source_text(language, 1000 + seed) for seed in range(8)),
+            key=lambda text: xxhash.xxh64_intdigest(text.encode()),
+        )
+        sizes = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+        enough = next((count for count in range(1, 9) if sum(sizes[:count]) >= tokens), 8)
+        expected += [(language, size) for size in sizes[:enough]]
+    documents = validation_documents(corpus.validation, tokenizer, tokens)
+    assert [(document.language, len(document.ids)) for document in documents] == expected
 
 
 def test_a_finished_run_is_not_done_again(corpus, base):

@@ -1,15 +1,15 @@
 """The held-out files that models are measured on: the same ones for every model."""
 
 import hashlib
-from collections import Counter
+from bisect import insort
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
-from moe_codegen.data import open_source
-from moe_codegen.data.rows.batch import split_sound
 from moe_codegen.errors import ConfigError
 from moe_codegen.languages import LANGUAGES, canonical_language
 from moe_codegen.metrics import Document
+from moe_codegen.metrics.documents import stream_documents
 
 
 def read_documents(
@@ -34,20 +34,15 @@ def read_documents(
             raise ConfigError(f"unknown language {language!r}; known are {', '.join(LANGUAGES)}")
     if (Path(source) / "train").is_dir() and (Path(source) / "validation").is_dir():
         raise ConfigError(f"{source} holds training files too; give {Path(source) / 'validation'}")
-    found: dict[str, list[tuple[str, Document]]] = {language: [] for language in wanted}
-    for unit in open_source(source).units:
-        for batch in unit.batches():
-            sound = split_sound(batch)[0]
-            columns = (sound.rows.column(name).to_pylist() for name in ("repo", "path", "language", "content"))
-            for repository, path, language, content in zip(*columns, strict=True):
-                if language in found and content.strip():
-                    digest = hashlib.sha256(f"{seed}:".encode() + content).hexdigest()
-                    name = f"{repository}/{path}" if repository and path else digest[:16]
-                    document = Document(name, repository or name, language, content.decode())
-                    found[language].append((digest, document))
-    return [
-        document for language in wanted for document in _choose(found[language], language, documents, per_repository)
-    ]
+    chosen = {language: _Choice(documents, per_repository) for language in wanted}
+    for document in stream_documents(source):
+        if document.language in chosen:
+            place = hashlib.sha256(f"{seed}:{document.text}".encode()).hexdigest()
+            chosen[document.language].offer(place, document)
+    for language, choice in chosen.items():
+        if not choice.taken:
+            raise ConfigError(f"the data holds no {language} file; leave {language} out of the languages")
+    return [document for choice in chosen.values() for _, document in choice.taken]
 
 
 def digest_of(documents: Sequence[Document]) -> str:
@@ -66,15 +61,27 @@ def shortened(document: Document, characters: int | None) -> Document:
     return Document(document.name, document.repository, document.language, document.text[:end])
 
 
-def _choose(found: list[tuple[str, Document]], language: str, documents: int, per_repository: int) -> list[Document]:
-    if not found:
-        raise ConfigError(f"the data holds no {language} file; leave {language} out of the languages")
-    taken: list[Document] = []
-    repositories: Counter[str] = Counter()
-    names: Counter[str] = Counter()
-    for _, document in sorted(found, key=lambda one: one[0]):
-        if len(taken) < documents and repositories[document.repository] < per_repository and not names[document.name]:
-            repositories[document.repository] += 1
-            names[document.name] += 1
-            taken.append(document)
-    return taken
+class _Choice:
+    """Of the documents offered the first `most` by their places, of one repository up to `per_repository`.
+
+    Attributes:
+        taken: (place, document) in that order; of one name there is one.
+    """
+
+    def __init__(self, most: int, per_repository: int) -> None:
+        self._most, self._per_repository = most, per_repository
+        self.taken: list[tuple[str, Document]] = []
+
+    def offer(self, place: str, document: Document) -> None:
+        """Take `document`, if it comes before one that is taken or there is room."""
+        if len(self.taken) == self._most and place >= self.taken[-1][0]:
+            return
+        namesakes = [one for one in self.taken if one[1].name == document.name]
+        of_repository = [one for one in self.taken if one[1].repository == document.repository]
+        if namesakes or len(of_repository) == self._per_repository:
+            last = namesakes[-1] if namesakes else of_repository[-1]
+            if place >= last[0]:
+                return
+            self.taken.remove(last)
+        insort(self.taken, (place, document), key=itemgetter(0))
+        del self.taken[self._most :]

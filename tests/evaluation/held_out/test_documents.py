@@ -1,6 +1,8 @@
 """The same files are chosen whatever their order, and never more of a repository than was said."""
 
+import hashlib
 import json
+from collections import Counter
 
 import pytest
 
@@ -40,6 +42,19 @@ def test_the_choice_depends_on_contents_and_seed_alone(tmp_path):
     assert len(chosen) == 7
     assert max([d.repository for d in chosen].count(f"r{i}") for i in range(3)) == 3
     assert digest_of(chosen) == digest_of(again) != digest_of(other)
+
+
+def test_the_choice_made_while_reading_is_that_of_sorting_all(tmp_path):
+    some = [row | {"path": f"{number % 50}.py"} for number, row in enumerate(rows(120))]  # some names twice
+    file = write_rows(tmp_path / "a.jsonl", some)
+    expected, of_repository = {}, Counter()
+    for row in sorted(some, key=lambda row: hashlib.sha256(f"3:{row['content']}".encode()).hexdigest()):
+        name = f"{row['repo']}/{row['path']}"
+        if len(expected) < 25 and of_repository[row["repo"]] < 10 and name not in expected:
+            expected[name] = row["content"]
+            of_repository[row["repo"]] += 1
+    chosen = read_documents(file, ["python"], documents=25, per_repository=10, seed=3)
+    assert [(document.name, document.text) for document in chosen] == list(expected.items())
 
 
 def test_what_cannot_be_measured_is_named(tmp_path):
