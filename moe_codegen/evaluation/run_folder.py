@@ -52,7 +52,7 @@ class RunRecord:
         write_whole(out / RUN_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
-def read_run(out: Path) -> RunRecord | None:
+def read_record(out: Path) -> RunRecord | None:
     """The record of a run; None where there is none. Raises `ResultError` where it is damaged."""
     path = out / RUN_FILE
     if not path.exists():
@@ -83,7 +83,7 @@ def claim(out: Path, files: Mapping[str, str]) -> None:
     Raises:
         OutputError: it holds results of other model files, or something that is no evaluation.
     """
-    run = read_run(out)
+    run = read_record(out)
     records = [found["model"] for name in MEASURES if (found := read_measure(out, name)) is not None]
     records += [run.model] if run else []
     if any(record["files"] != files for record in records):

@@ -16,7 +16,7 @@ from moe_codegen.evaluation.multipl_e import (
     result_files,
 )
 from moe_codegen.evaluation.problems import COUNTS
-from moe_codegen.evaluation.run_folder import read_run
+from moe_codegen.evaluation.run_folder import read_record
 from moe_codegen.evaluation.unpassable import UNPASSABLE
 from moe_codegen.metrics import share_interval
 
@@ -168,7 +168,7 @@ def read_tallies(folder: Path, *, partial: bool = False) -> dict[str, Tally]:
 def _check_complete(folder: Path, names: Set[str], completions: Set[str], partial: bool) -> None:
     if partial:
         return
-    run = read_run(folder.parent)
+    run = read_record(folder.parent)
     expected = set(run.problems.get(folder.name, {}).get("names", ())) if run else set()
     missing = sorted((expected | completions) - names)
     if missing:

@@ -19,7 +19,7 @@ from moe_codegen.training.folder import RunFolder
 from moe_codegen.training.history import History, Line, late_load, read_history
 from moe_codegen.training.inputs import flops_spent, identify
 from moe_codegen.training.models import load_for_training, merged, read_config
-from moe_codegen.training.parallel import Layout, whole_weights
+from moe_codegen.training.parallel import ProcessLayout, whole_weights
 from moe_codegen.training.progress import RoutingWatch
 from moe_codegen.training.settings import DenseSettings, ExpertSettings, MixSettings, TrainSettings
 from moe_codegen.training.trainer import MoETrainer
@@ -111,10 +111,10 @@ def _told_by(lines: list[Line], figures: Path, expert_names: list[str] | None) -
     return told if load is None else {**told, "routing": load_summary(load)}
 
 
-def layout_of(settings: TrainSettings) -> Layout:
+def layout_of(settings: TrainSettings) -> ProcessLayout:
     """How the processes that torchrun started share the model; ConfigError where they cannot."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    layout = Layout(processes, processes if settings.fsdp_size == -1 else settings.fsdp_size, settings.ep_size)
+    layout = ProcessLayout(processes, processes if settings.fsdp_size == -1 else settings.fsdp_size, settings.ep_size)
     layout.check(read_config(settings))
     return layout
 

@@ -30,7 +30,7 @@ from moe_codegen.evaluation.multipl_e import (
     result_files,
     write_completions,
 )
-from moe_codegen.evaluation.run_folder import OUTCOMES_FILE, read_run
+from moe_codegen.evaluation.run_folder import OUTCOMES_FILE, read_record
 from tests.evaluation.programs import GOOD, INVALID, WRONG, needs, problem
 from tests.evaluation.test_problems import write
 from tests.tiny import save_dense
@@ -90,7 +90,7 @@ def test_a_run_leaves_multipl_es_files_and_a_record(model, problems, tmp_path):
         outcomes = read_outcomes(folder / OUTCOMES_FILE)
         submissions = [s for path in completion_files(folder).values() for s in submissions_of(read_completions(path))]
         assert {submission.sha256 for submission in submissions} == set(outcomes)
-    record = read_run(out)
+    record = read_record(out)
     assert record == report.record
     assert record.model["parameters"]["total"] == record.model["parameters"]["active"] > 0
     assert len(record.model["files"]["model.safetensors"]) == 64
@@ -134,7 +134,7 @@ def test_a_run_is_given_more_samples_and_more_problems_but_not_fewer(model, prob
     for one, two in zip(whole.folders, grown.folders, strict=True):
         assert texts(one) == texts(two)
         assert statuses(one) == statuses(two)
-    assert read_run(out).settings == whole.record.settings
+    assert read_record(out).settings == whole.record.settings
     with pytest.raises(ResumeError, match=r"begun with other settings \(limit, num_samples\)"):
         generate(model, out, first, replace(SAMPLING, num_samples=2), BATCHES)
 

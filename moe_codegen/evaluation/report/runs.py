@@ -16,7 +16,7 @@ from moe_codegen.evaluation.multipl_e import (
     read_results,
     result_files,
 )
-from moe_codegen.evaluation.run_folder import MEASURES, OUTCOMES_FILE, RunRecord, read_measure, read_run
+from moe_codegen.evaluation.run_folder import MEASURES, OUTCOMES_FILE, RunRecord, read_measure, read_record
 from moe_codegen.evaluation.scores import LanguageScores, by_dataset, score_folder
 from moe_codegen.reporting import format_count
 
@@ -129,7 +129,7 @@ def _pace(record: Mapping[str, Any]) -> str:
 
 
 def _read(folder: Path) -> EvaluatedRun:
-    run = read_run(folder) if folder.is_dir() else None
+    run = read_record(folder) if folder.is_dir() else None
     measures = {name: found for name in MEASURES if (found := read_measure(folder, name)) is not None}
     children = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
     scored = [score_folder(child) for child in children if child.is_dir() and result_files(child)]

@@ -2,6 +2,6 @@
 
 from moe_codegen.training.parallel.checkpoint import merge_checkpoint as merge_checkpoint
 from moe_codegen.training.parallel.checkpoint import whole_weights as whole_weights
-from moe_codegen.training.parallel.mesh import Layout as Layout
+from moe_codegen.training.parallel.mesh import ProcessLayout as ProcessLayout
 from moe_codegen.training.parallel.shard import shard_model as shard_model
 from moe_codegen.training.parallel.trainer import ShardedTrainer as ShardedTrainer

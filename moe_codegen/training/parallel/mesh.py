@@ -21,7 +21,7 @@ COPIES, SHARDS, EXPERTS = "dp_replicate", "dp_shard", "ep"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ProcessLayout:
     """`world_size` processes, `fsdp_size` to a copy of the model, `ep_size` to the experts of a layer.
 
     With both sizes 1 every process holds the whole model, which is DDP.

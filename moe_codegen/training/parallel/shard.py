@@ -18,10 +18,10 @@ from moe_codegen.architectures import ARCHITECTURES
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.moe import Experts
 from moe_codegen.moe.expert_parallel import spread
-from moe_codegen.training.parallel.mesh import COPIES, EXPERTS, SHARDS, Layout
+from moe_codegen.training.parallel.mesh import COPIES, EXPERTS, SHARDS, ProcessLayout
 
 
-def shard_model(model: PreTrainedModel, layout: Layout, device: str) -> None:
+def shard_model(model: PreTrainedModel, layout: ProcessLayout, device: str) -> None:
     """Spread `model`, which every process holds whole, in place; afterwards it is on `device`.
 
     Its gradients are means over all processes, whichever way their weights are spread. Where `fsdp_size` is 1 the

@@ -15,7 +15,7 @@ from moe_codegen.training.parallel.checkpoint import (
     load_weights,
     save_state,
 )
-from moe_codegen.training.parallel.mesh import Layout
+from moe_codegen.training.parallel.mesh import ProcessLayout
 from moe_codegen.training.parallel.shard import Sharded, by_mesh, clip_gradients, shard_model
 
 
@@ -31,7 +31,9 @@ class ShardedTrainer(Trainer):
         layout: who holds what.
     """
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, layout: Layout, **kwargs: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, args: TrainingArguments, *, layout: ProcessLayout, **kwargs: Any
+    ) -> None:
         self.layout = layout
         if layout.is_sharded:
             shard_model(model, layout, args.device.type)

@@ -18,14 +18,20 @@ from moe_codegen.training.parallel.checkpoint import (
     save_state,
     whole_weights,
 )
-from moe_codegen.training.parallel.mesh import Layout
+from moe_codegen.training.parallel.mesh import ProcessLayout
 from tests import tiny
 from tests.training.parallel import processes
 from tests.training.parallel.runs import model_of, optimizer_of, train, wrapped
 
 FAMILY = "gpt_bigcode"  # its embeddings are tied
-ALONE = Layout()
-ONE_WAY = [Layout(4, fsdp_size=4, ep_size=2), Layout(2, ep_size=2), ALONE, Layout(4, ep_size=4), Layout(2)]
+ALONE = ProcessLayout()
+ONE_WAY = [
+    ProcessLayout(4, fsdp_size=4, ep_size=2),
+    ProcessLayout(2, ep_size=2),
+    ALONE,
+    ProcessLayout(4, ep_size=4),
+    ProcessLayout(2),
+]
 
 
 def go_on(layout, source, out):
@@ -89,7 +95,7 @@ def test_a_sharded_checkpoint_becomes_the_folder_that_an_unsharded_model_would_w
 def test_a_merged_checkpoint_keeps_what_is_beside_the_weights(tmp_path):
     model, tokenizer = model_of(FAMILY), tiny.tokenizer()
     model.generation_config.max_new_tokens, tokenizer.chat_template = 7, "{{ messages }}"
-    sharded = Mock(layout=Layout(2, fsdp_size=2), model=model, processing_class=tokenizer)
+    sharded = Mock(layout=ProcessLayout(2, fsdp_size=2), model=model, processing_class=tokenizer)
     ShardedTrainer.save_model(sharded, str(tmp_path / "checkpoint-1"))
     save_state(tmp_path / "checkpoint-1", model, optimizer_of(model), with_weights=True)
     merge_checkpoint(tmp_path / "checkpoint-1", tmp_path / "merged")

@@ -6,7 +6,7 @@ from transformers import PhiConfig
 from moe_codegen import MoEConfig
 from moe_codegen.errors import ConfigError
 from moe_codegen.training import DenseSettings, MixSettings, train
-from moe_codegen.training.parallel import Layout
+from moe_codegen.training.parallel import ProcessLayout
 from tests.tiny import FAMILIES
 
 DENSE = PhiConfig(**FAMILIES["phi"])
@@ -16,13 +16,17 @@ MIXTURE = MoEConfig.from_dense(DENSE, num_experts=6)
 @pytest.mark.parametrize(
     ("layout", "config", "message"),
     [
-        (Layout(4, ep_size=3), MIXTURE, "ep_size=3 does not divide the 4 processes"),
-        (Layout(1, ep_size=2), MIXTURE, "ep_size=2 does not divide the 1 processes.*torchrun"),
-        (Layout(4, fsdp_size=0), MIXTURE, "fsdp_size=0 does not divide"),
-        (Layout(6, fsdp_size=2, ep_size=3), MIXTURE, "one must divide the other"),
-        (Layout(4, ep_size=4), MIXTURE, "6 experts cannot be shared out evenly over ep_size=4"),
-        (Layout(2, ep_size=2), DENSE, "a phi model has no experts"),
-        (Layout(6, fsdp_size=6, ep_size=2), MIXTURE, "hidden_size=32 cannot be cut into fsdp_size / ep_size = 3"),
+        (ProcessLayout(4, ep_size=3), MIXTURE, "ep_size=3 does not divide the 4 processes"),
+        (ProcessLayout(1, ep_size=2), MIXTURE, "ep_size=2 does not divide the 1 processes.*torchrun"),
+        (ProcessLayout(4, fsdp_size=0), MIXTURE, "fsdp_size=0 does not divide"),
+        (ProcessLayout(6, fsdp_size=2, ep_size=3), MIXTURE, "one must divide the other"),
+        (ProcessLayout(4, ep_size=4), MIXTURE, "6 experts cannot be shared out evenly over ep_size=4"),
+        (ProcessLayout(2, ep_size=2), DENSE, "a phi model has no experts"),
+        (
+            ProcessLayout(6, fsdp_size=6, ep_size=2),
+            MIXTURE,
+            "hidden_size=32 cannot be cut into fsdp_size / ep_size = 3",
+        ),
     ],
     ids=str,
 )
@@ -32,9 +36,13 @@ def test_a_layout_that_does_not_fit(layout, config, message):
 
 
 def test_layouts_that_fit():
-    for layout in (Layout(), Layout(4), Layout(4, fsdp_size=4), Layout(4, fsdp_size=2)):
+    for layout in (ProcessLayout(), ProcessLayout(4), ProcessLayout(4, fsdp_size=4), ProcessLayout(4, fsdp_size=2)):
         layout.check(DENSE)
-    for layout in (Layout(6, ep_size=6), Layout(4, fsdp_size=4, ep_size=2), Layout(12, fsdp_size=2, ep_size=6)):
+    for layout in (
+        ProcessLayout(6, ep_size=6),
+        ProcessLayout(4, fsdp_size=4, ep_size=2),
+        ProcessLayout(12, fsdp_size=2, ep_size=6),
+    ):
         layout.check(MIXTURE)
 
 

@@ -4,27 +4,27 @@ import functools
 
 import pytest
 
-from moe_codegen.training.parallel.mesh import Layout
+from moe_codegen.training.parallel.mesh import ProcessLayout
 from tests.training.parallel import processes
 from tests.training.parallel.runs import each_layout
 
 LAYOUTS = {
-    "2, DDP": Layout(2),
-    "2, FSDP2": Layout(2, fsdp_size=2),
-    "2, EP2": Layout(2, ep_size=2),
-    "2, FSDP2 x EP2": Layout(2, fsdp_size=2, ep_size=2),
-    "4, DDP": Layout(4),
-    "4, FSDP2": Layout(4, fsdp_size=4),
-    "4, two copies of FSDP2": Layout(4, fsdp_size=2),
-    "4, EP4": Layout(4, ep_size=4),
-    "4, EP2 x DP2": Layout(4, ep_size=2),
-    "4, FSDP2 x EP2": Layout(4, fsdp_size=4, ep_size=2),
+    "2, DDP": ProcessLayout(2),
+    "2, FSDP2": ProcessLayout(2, fsdp_size=2),
+    "2, EP2": ProcessLayout(2, ep_size=2),
+    "2, FSDP2 x EP2": ProcessLayout(2, fsdp_size=2, ep_size=2),
+    "4, DDP": ProcessLayout(4),
+    "4, FSDP2": ProcessLayout(4, fsdp_size=4),
+    "4, two copies of FSDP2": ProcessLayout(4, fsdp_size=2),
+    "4, EP4": ProcessLayout(4, ep_size=4),
+    "4, EP2 x DP2": ProcessLayout(4, ep_size=2),
+    "4, FSDP2 x EP2": ProcessLayout(4, fsdp_size=4, ep_size=2),
 }
 
 
 @functools.cache
 def of_one_process(family):
-    alone = Layout()
+    alone = ProcessLayout()
     return each_layout(family, [alone])[alone]
 
 
