@@ -17,7 +17,7 @@ import numpy as np
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 FEWEST = 10  # clusters that a bootstrap needs: over 5 it holds the truth 4 times in 5, not 19 times in 20
-ROUNDING = 1e-12
+ROUNDING = 1e-12  # a narrower interval has no width
 FEW_REPOSITORIES = (
     f"Files of one repository are alike, so fewer than {FEWEST} repositories have no interval and no verdict: hold out "
     "more, with a larger `--validation` of `moe-codegen data split`."
