@@ -136,6 +136,11 @@ def test_languages_are_chosen():
         ("GPL-3.0", False),
         ("GPL-2.0 OR MIT", True),
         ("MIT AND GPL-2.0", False),
+        ("GPL-3.0-only AND (MIT OR BSD-3-Clause)", False),
+        ("(MIT OR Apache-2.0) AND GPL-3.0-only", False),
+        ("MIT AND (GPL-2.0 OR Apache-2.0 WITH LLVM-exception)", True),
+        ("(MIT", False),
+        ("MIT OR", False),
         ("", False),
     ],
 )
@@ -149,7 +154,18 @@ def test_permissive_licenses(license_id, permissive):
     [
         ("// SPDX-License-Identifier: Apache-2.0 OR MIT\n", "Apache-2.0 OR MIT"),
         ("# Permission is hereby granted, free of charge,\n# to any person obtaining a copy", "MIT"),
-        ("GNU GENERAL PUBLIC LICENSE\n Version 3, 29 June 2007", "GPL-3.0"),
+        ("GNU GENERAL PUBLIC LICENSE\n Version 3, 29 June 2007\n ... GNU Affero General Public License", "GPL-3.0"),
+        ("GNU GENERAL PUBLIC LICENSE\n Version 2, June 1991\n ... GNU Lesser General Public License", "GPL-2.0"),
+        ("GNU Free Documentation License\n Version 1.3\n ... GNU General Public License", "GFDL-1.3"),
+        ("Mozilla Public License Version 2.0\n ... the GNU Affero General Public License, Version 3.0", "MPL-2.0"),
+        ("MOZILLA PUBLIC LICENSE\n Version 1.1", "MPL-1.1"),
+        ("// This Source Code Form is subject to the terms of the Mozilla Public\n// License, v. 2.0.", "MPL-2.0"),
+        ("either version 2.1 of the Apache License", None),
+        (
+            "All rights reserved." + 4096 * " bundled" + "Permission is hereby granted, free of charge, to any person "
+            "obtaining a copy",
+            None,
+        ),
         ("nothing of the kind", None),
     ],
 )
