@@ -23,6 +23,7 @@ from moe_codegen.data.passes.progress import Progress
 from moe_codegen.data.passes.tally import Record as Record
 from moe_codegen.data.passes.tally import Tally
 from moe_codegen.data.passes.workers import Mapper, map_units
+from moe_codegen.data.reading.files import as_text
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.errors import ConfigError, OutputError, ResumeError
 from moe_codegen.settings import as_record
@@ -104,7 +105,7 @@ class Stage:
             "verb": self.verb,
             "version": metadata.version("moe-codegen"),
             "settings": as_record(self.settings),
-            "source": Path(self.source.name).name,
+            "source": as_text(Path(self.source.name).name),
             "units": _fingerprint(self.verb, self.source, self.settings)["source"],
             "rows": sum(shard["rows"] for shard in shards),
             "shards": shards,

@@ -23,7 +23,7 @@ from moe_codegen.data.passes.stage import Record, record_path, run_stage
 from moe_codegen.data.reading.sources import Source
 from moe_codegen.data.rows.batch import Batch
 from moe_codegen.data.rows.conform import conform
-from moe_codegen.data.rows.schema import LAYOUTS
+from moe_codegen.data.rows.schema import find_layout
 from moe_codegen.errors import WorkerError
 
 Jobs = Sequence[tuple[Any, ...]]
@@ -45,10 +45,10 @@ class CodeFilter(BaseFilter):
     def filter_batch(self, batch: list[Document]) -> list[bool | tuple[bool, str]]:
         """The same for many documents at once, which is many times faster."""
         rows = [{**doc.metadata, "content": doc.text.encode("utf-8", "surrogatepass")} for doc in batch]
-        names = [name for name in LAYOUTS["moe-codegen"].columns if any(name in row for row in rows)]
-        columns = {name: [row.get(name) for row in rows] for name in names}
-        given = conform(pa.RecordBatch.from_pydict(columns), LAYOUTS["moe-codegen"], "datatrove")
-        verdict = judge(Batch(given, "datatrove", 0), self.settings, licensed="licenses" in names)
+        layout = find_layout(list(dict.fromkeys(name for row in rows for name in row)), "datatrove", "usual")
+        columns = {name: [row.get(name) for row in rows] for some in layout.columns for name in layout.sources(some)}
+        given = conform(pa.RecordBatch.from_pydict(columns), layout, "datatrove")
+        verdict = judge(Batch(given, "datatrove", 0), self.settings, licensed=bool(layout.sources("licenses")))
         reasons = {one.record["row"]: one.reason for one in verdict.dropped}
         return [(False, reasons[row]) if row in reasons else True for row in range(len(batch))]
 

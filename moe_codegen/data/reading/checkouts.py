@@ -1,6 +1,6 @@
-"""A folder of repositories: each sub-folder is one; languages by file name, licences by file and by repository."""
+"""Checkouts of repositories: languages by file name, licences by file and by the licence file nearest above it."""
 
-import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,33 +8,58 @@ from typing import Any
 
 import pyarrow as pa
 
+from moe_codegen.data.reading.files import as_text, digest, walk
 from moe_codegen.data.rows.batch import BATCH_BYTES, Batch
 from moe_codegen.data.rows.conform import conform
 from moe_codegen.data.rows.licenses import identify_license
-from moe_codegen.data.rows.schema import LAYOUTS, Layout
+from moe_codegen.data.rows.schema import Layout
 from moe_codegen.errors import SourceError
 from moe_codegen.languages import language_of_path
 
-_LICENSE_FILES = ("license", "licence", "copying", "copyright")
+_LAYOUT = Layout("checkouts", {name: name for name in ("repo", "path", "licenses", "content")})
 _SKIPPED = {".git", ".hg", ".svn", "node_modules", "__pycache__"}
+_LICENSE_FILE = re.compile(r"(?:un)?licen[cs]e(?:\.txt|\.md|\.rst)?|copying(?:\.txt|\.md|\.rst)?")
+_LICENSE_BESIDE = re.compile(r"(?!.*(?:third|3rd))(?:licen[cs]e|copying|copyright).*")  # LICENSE-MIT, COPYING.LESSER
 _HEADER_BYTES = 4096
+_LICENSE_BYTES = 16384
+_LARGEST = 64 << 20  # bytes; nobody wrote more into one file of source code, and a batch holds less than 2 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutFile:
+    """A file by its repository and its path within it, both as the system spells them; the licence is from above it."""
+
+    repo: str
+    path: str
+    license: str | None
+    size: int
+    modified: int
 
 
 @dataclass(frozen=True)
 class CheckoutUnit:
-    """Some files, as (repository, path within it), and the licence of each of the repositories."""
+    """Some files of some repositories, which are folders of `root`."""
 
     root: Path
     name: str
-    files: tuple[tuple[str, str], ...]
-    licenses: dict[str, str | None]
+    files: tuple[CheckoutFile, ...]
     nbytes: int
-    layout: Layout
+    layout: Layout = _LAYOUT
+
+    @property
+    def identity(self) -> str:
+        """A hash of the files' names, sizes and licences."""
+        return digest([(file.repo, file.path, file.license, file.size) for file in self.files], self.layout)
+
+    @property
+    def modified(self) -> tuple[int, ...]:
+        """When each file was last changed, in nanoseconds."""
+        return tuple(file.modified for file in self.files)
 
     def batches(self) -> Iterator[Batch]:
         """The files' contents; a file that cannot be read is a row with a fault."""
         first = 0
-        for chunk in _chunks(self._rows()):
+        for chunk in _chunks(map(self._row, self.files)):
             faults = {row: values.pop("fault") for row, values in enumerate(chunk) if "fault" in values}
             columns = {name: [values[name] for values in chunk] for name in ("repo", "path", "licenses", "content")}
             types = {"licenses": pa.list_(pa.string()), "content": pa.binary()}
@@ -43,18 +68,17 @@ class CheckoutUnit:
             yield Batch(rows, self.name, first, faults)
             first += len(chunk)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for repo, path in self.files:
-            row: dict[str, Any] = {"repo": repo, "path": path, "licenses": None, "content": None}
-            try:
-                row["content"] = (self.root / repo / path).read_bytes()
-            except OSError:
-                row["fault"] = "unreadable_file"
-            else:
-                header = row["content"][:_HEADER_BYTES].decode("utf-8", "ignore")
-                found = identify_license(header) or self.licenses[repo]
-                row["licenses"] = [found] if found else None
-            yield row
+    def _row(self, file: CheckoutFile) -> dict[str, Any]:
+        row: dict[str, Any] = {"repo": as_text(file.repo), "path": as_text(file.path)}
+        row |= {"licenses": None, "content": None}
+        if file.size > _LARGEST:
+            return row | {"fault": "too_large"}
+        try:
+            content = (self.root / file.repo / file.path).read_bytes()
+        except OSError:
+            return row | {"fault": "unreadable_file"}
+        found = identify_license(content[:_HEADER_BYTES].decode("utf-8", "ignore")) or file.license
+        return row | {"content": content, "licenses": [found] if found else None}
 
 
 def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -72,52 +96,76 @@ def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def checkout_units(root: Path, unit_bytes: int) -> Iterator[CheckoutUnit]:
-    """Units of about `unit_bytes` over the files of known languages in each repository under `root`, in sorted order.
+    """Units of about `unit_bytes` over the files of known languages in each repository, in sorted order.
 
-    Links are not followed. Raises `SourceError` where no file of a known language is found.
+    A folder with `.git` is one repository; in any other each sub-folder, or link to a folder, is one. Links inside a
+    repository are not followed. Raises `SourceError` where no file of a known language is found.
     """
-    files: list[tuple[str, str]] = []
-    licenses: dict[str, str | None] = {}
+    root = root.resolve()
+    if (root / ".git").exists():
+        root, repositories = root.parent, [root]
+    else:
+        repositories = sorted(child for child in root.iterdir() if child.is_dir() and child.name not in _SKIPPED)
+        _refuse_loose(root)
+    files: list[CheckoutFile] = []
     nbytes = number = 0
-    for repository in sorted(child for child in root.iterdir() if child.is_dir() and child.name not in _SKIPPED):
-        licenses[repository.name] = _repository_license(repository)
-        for path in _files(repository):
-            files.append((repository.name, path))
-            nbytes += (repository / path).stat().st_size
-            if nbytes >= unit_bytes:
-                yield _unit(root, number, files, licenses, nbytes)
-                files, nbytes, number = [], 0, number + 1
+    for file in (file for repository in repositories for file in _files(repository)):
+        files.append(file)
+        nbytes += file.size
+        if nbytes >= unit_bytes:
+            yield CheckoutUnit(root, f"checkouts#{number}", tuple(files), nbytes)
+            files, nbytes, number = [], 0, number + 1
     if files:
-        yield _unit(root, number, files, licenses, nbytes)
+        yield CheckoutUnit(root, f"checkouts#{number}", tuple(files), nbytes)
     elif not number:
-        raise SourceError(f"{root} holds no file of a known language in any of its {len(licenses)} folders")
+        raise SourceError(f"{root} holds no file of a known language in any of its {len(repositories)} folders")
 
 
-def _unit(
-    root: Path, number: int, files: list[tuple[str, str]], licenses: dict[str, str | None], nbytes: int
-) -> CheckoutUnit:
-    mine = {repo: licenses[repo] for repo, _ in files}
-    return CheckoutUnit(root, f"checkouts#{number}", tuple(files), mine, nbytes, LAYOUTS["moe-codegen"])
+def is_source_code(name: str) -> bool:
+    """Whether a file of that name is of a language that is not found beside every kind of data."""
+    return language_of_path(name) not in (None, "markdown")
 
 
-def _files(repository: Path) -> Iterator[str]:
-    for folder, folders, names in os.walk(repository):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED)
-        for name in sorted(names):
-            path = Path(folder, name)
-            if language_of_path(name) and path.is_file() and not path.is_symlink():
-                yield os.fsencode(path.relative_to(repository)).decode("utf-8", "replace")
+def _refuse_loose(root: Path) -> None:
+    loose = next((child for child in sorted(root.iterdir()) if child.is_file() and is_source_code(child.name)), None)
+    if loose:
+        raise SourceError(
+            f"{as_text(loose)} is in no repository: each folder of {as_text(root)} is one. If all of it is one "
+            "repository, move it into a folder of its own and give that one"
+        )
 
 
-def _repository_license(repository: Path) -> str | None:
-    """The licence that the repository's own licence file names: the one nearest to its top, at most three folders down.
+def _files(repository: Path) -> Iterator[CheckoutFile]:
+    above: dict[Path, str | None] = {}
+    for folder, folders, names in walk(repository, _SKIPPED):
+        here = _license_in(folder, folders, names)
+        license = above[folder] = above.get(folder.parent) if here is None else here or None
+        for path in (folder / name for name in names if language_of_path(name)):
+            if path.is_file() and not path.is_symlink():
+                about = path.stat()
+                inside = str(path.relative_to(repository))
+                yield CheckoutFile(repository.name, inside, license, about.st_size, about.st_mtime_ns)
 
-    Packages keep theirs beneath a folder of their name and version.
+
+def _license_in(folder: Path, folders: list[str], names: list[str]) -> str | None:
+    """What the licence files in a folder name: None where there is none, empty where its text is not known.
+
+    So what a folder is under is not told from the licence of something bundled beneath it. A wheel's licence lies in
+    its dist-info.
     """
-    for depth in range(4):
-        for path in sorted(repository.glob("*/" * depth + "*")):
-            if path.name.lower().startswith(_LICENSE_FILES) and path.is_file():
-                found = identify_license(path.read_text("utf-8", "ignore"))
-                if found:
-                    return found
-    return None
+    paths = [folder / name for name in names]
+    for name in folders:
+        if name.endswith(".dist-info"):
+            paths += [*sorted((folder / name).glob("*")), *sorted((folder / name).glob("licenses/*"))]
+    own = [path for path in paths if _LICENSE_FILE.fullmatch(path.name.lower())]
+    beside = [path for path in paths if _LICENSE_BESIDE.match(path.name.lower()) and not is_source_code(path.name)]
+    known = (identify_license(_head(path)) for path in own or beside if path.is_file())
+    return next(filter(None, known), "" if own else None)
+
+
+def _head(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_LICENSE_BYTES).decode("utf-8", "ignore")
+    except OSError:
+        return ""

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from moe_codegen.data.reading.files import digest
 from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.rows.batch import Batch
 from moe_codegen.data.rows.conform import conform
-from moe_codegen.data.rows.schema import Layout, detect_layout
+from moe_codegen.data.rows.schema import Layout, LayoutFinder
 from moe_codegen.errors import ColumnError, GatedDatasetError, SourceError
 
 _ROWS = 256
@@ -29,6 +30,16 @@ class HubUnit:
         """The dataset, its commit and the shard's number."""
         return f"{self.dataset}@{self.settings.revision[:12]}#{self.shard}"
 
+    @property
+    def identity(self) -> str:
+        """A hash of what is read at which commit, and how."""
+        return digest(self.settings, self.shard, self.shards, self.layout)
+
+    @property
+    def modified(self) -> tuple[int, ...]:
+        """Nothing: a commit is never changed."""
+        return ()
+
     def batches(self) -> Iterator[Batch]:
         """The rows, as they arrive. Raises `SourceError` where the connection breaks for good, or a file is damaged."""
         row = 0
@@ -44,15 +55,15 @@ class HubUnit:
             raise _refused(f"{self.name} after row {row}", error) from error
 
 
-def hub_units(dataset: str, settings: SourceSettings, layout: Layout | None) -> Iterator[HubUnit]:
+def hub_units(dataset: str, settings: SourceSettings, find: LayoutFinder) -> Iterator[HubUnit]:
     """A unit for each shard of the split that `settings` names, at the commit that its revision is now."""
     pinned = replace(settings, revision=_commit(dataset, settings.revision))
     stream = load_stream(dataset, pinned)
     columns = stream.column_names or list(next(iter(stream)))
-    found = layout or detect_layout(columns, dataset)
+    layout = find(columns, dataset)
     shards = max(stream.num_shards, 1)
     for shard in range(shards):
-        yield HubUnit(dataset, pinned, shard, shards, found)
+        yield HubUnit(dataset, pinned, shard, shards, layout)
 
 
 def load_stream(dataset: str, settings: SourceSettings) -> Any:
@@ -93,7 +104,10 @@ def _refused(what: str, error: Exception) -> SourceError:
     sign_in = "sign in here with `hf auth login` or set HF_TOKEN to a token that may read"
     for kind, advice in (
         (GatedRepoError, f"is gated: open its page on the Hub, accept its terms with your account, then {sign_in} it"),
-        (RepositoryNotFoundError, f"is no dataset of the Hub, or a private one: check its name, or {sign_in} it"),
+        (
+            RepositoryNotFoundError,
+            f"is no file or folder here and no dataset of the Hub, or a private one: check its name, or {sign_in} it",
+        ),
         (RevisionNotFoundError, "has no such revision; its page on the Hub lists them"),
     ):
         if issubclass(found, kind):

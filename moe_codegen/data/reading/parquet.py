@@ -1,5 +1,6 @@
 """Parquet files, read in pieces of bounded memory."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moe_codegen.data.reading.files import as_text, digest
 from moe_codegen.data.rows.batch import BATCH_BYTES, Batch
 from moe_codegen.data.rows.conform import conform
-from moe_codegen.data.rows.schema import Layout, detect_layout, missing_text
+from moe_codegen.data.rows.schema import Layout, LayoutFinder
 from moe_codegen.errors import SourceError
 
 
@@ -26,6 +28,16 @@ class ParquetUnit:
     nbytes: int
     layout: Layout
 
+    @property
+    def identity(self) -> str:
+        """A hash of which rows these are and how they are read."""
+        return digest(self.row_groups, self.first_row, self.rows, self.layout)
+
+    @property
+    def modified(self) -> tuple[int, ...]:
+        """When the file was last changed, in nanoseconds."""
+        return (self.path.stat().st_mtime_ns,)
+
     def batches(self) -> Iterator[Batch]:
         """The rows; pages are decoded as they are needed, so that a row group may be larger than memory."""
         with _opened(self.path) as file:
@@ -38,18 +50,16 @@ class ParquetUnit:
                     yield Batch(conform(batch, self.layout, origin), origin, row)
                     row += batch.num_rows
             except (pa.ArrowException, OSError) as error:
-                raise SourceError(f"{self.path} is damaged after row {row}: {error}") from error
+                raise SourceError(f"{as_text(self.path)} is damaged after row {row}: {error}") from error
 
 
-def parquet_units(path: Path, root: Path, layout: Layout | None, unit_bytes: int) -> Iterator[ParquetUnit]:
+def parquet_units(path: Path, root: Path, find: LayoutFinder, unit_bytes: int) -> Iterator[ParquetUnit]:
     """Units of about `unit_bytes` of text, each of whole row groups of `path`; named by the path under `root`."""
     with _opened(path) as file:
         metadata, names = file.metadata, file.schema_arrow.names
-    name = str(path.relative_to(root))
-    layout = layout or detect_layout(names, name)
+    name = as_text(path.relative_to(root))
+    layout = find(names, name)
     content = layout.sources("content")[0]
-    if content not in names:
-        raise missing_text(content, names, name)
     column = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == content), None)
     groups: list[int] = []
     first_row = rows = nbytes = 0
@@ -69,6 +79,7 @@ def parquet_units(path: Path, root: Path, layout: Layout | None, unit_bytes: int
 def _opened(path: Path) -> pq.ParquetFile:
     try:
         # Buffered and without prefetching: otherwise a whole column of a row group is held, however large.
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        # By bytes: a name as text would have to be UTF-8.
+        return pq.ParquetFile(pa.OSFile(os.fsencode(path)), pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} cannot be read as Parquet: {error}") from error
+        raise SourceError(f"{as_text(path)} cannot be read as Parquet: {error}") from error

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moe_codegen.data.rows.schema import Layout, missing_text
+from moe_codegen.data.rows.schema import MEASURED, Layout, missing_text
 from moe_codegen.errors import ColumnError
 from moe_codegen.languages import canonical_language, language_of_path
 
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+_VIEW = (pa.types.is_string_view, pa.types.is_binary_view)
 _NUMBER = (pa.types.is_integer, pa.types.is_floating)
 
 
@@ -30,9 +31,9 @@ def conform(source: pa.RecordBatch, layout: Layout, origin: str) -> pa.RecordBat
         ]
         if field.name == "content":
             if not any(name in columns for name in names):
-                raise missing_text(names[0], list(columns), origin)
+                raise missing_text(list(columns), origin)
             arrays.append(_text(*found[0], origin).cast(pa.binary()) if found else pa.nulls(rows, pa.binary()))
-        elif not found:
+        elif not found or (field.name in MEASURED and not _is(found[0][1], _NUMBER)):
             arrays.append(pa.nulls(rows, field.type))
         elif field.name == "licenses":
             arrays.append(_join_lists([_licenses(name, array, origin) for name, array in found]))
@@ -47,11 +48,18 @@ def conform(source: pa.RecordBatch, layout: Layout, origin: str) -> pa.RecordBat
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    """Values one after the other, of what is encoded as a dictionary or as views."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array.cast(pa.large_binary()) if _is(array, _VIEW) else array
+
+
+def _is(array: pa.Array, kinds: tuple) -> bool:
+    return any(kind(array.type) for kind in kinds)
 
 
 def _expect(name: str, array: pa.Array, kinds: tuple, expected: str, origin: str) -> pa.Array:
-    if not any(kind(array.type) for kind in kinds):
+    if not _is(array, kinds):
         raise ColumnError(f"column `{name}` should be {expected}, found {array.type}, in {origin}")
     return array
 
@@ -76,7 +84,7 @@ def _valid_text(name: str, array: pa.Array, origin: str) -> pa.Array:
 
 def _licenses(name: str, array: pa.Array, origin: str) -> pa.Array:
     """list<string>, a single string, or BigQuery's `{"list": [{"item": ...}]}` -> list<string>."""
-    if any(kind(array.type) for kind in _TEXT):
+    if _is(array, _TEXT):
         text = _valid_text(name, array, origin)
         offsets = np.concatenate([[0], np.cumsum(pc.is_valid(text).to_numpy(zero_copy_only=False))]).astype(np.int32)
         return _list_array(offsets, pc.drop_null(text), text.is_null())
@@ -91,7 +99,7 @@ def _licenses(name: str, array: pa.Array, origin: str) -> pa.Array:
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
         if pa.types.is_null(values.type):
             values = values.cast(pa.string())
-        values = _valid_text(name, values, origin)
+        values = _valid_text(name, _plain(values), origin)
         return _list_array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values, nulls)
     raise ColumnError(f"column `{name}` should be a list of strings, found {array.type}, in {origin}")
 
@@ -113,6 +121,8 @@ def _join_lists(lists: list[pa.Array]) -> pa.Array:
 
 def _language(language: pa.Array, path: pa.Array, default: str | None) -> pa.Array:
     """Our spelling of the given language; where none is given the default, and else what the file's name says."""
+    if pc.any(pc.equal(language, "")).as_py():
+        language = pc.if_else(pc.equal(language, ""), None, language)
     if default:
         language = language.fill_null(default)
     spelled = {name: canonical_language(name) for name in language.unique().to_pylist() if name is not None}

@@ -3,8 +3,8 @@
 A row is one file. `SCHEMA` is what every verb writes; a `Layout` says which columns of a source it is read from.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -29,27 +29,21 @@ SCHEMA = pa.schema(
 MEASURED = ("size", "avg_line_length", "max_line_length", "alphanum_fraction")  # by the filters, whatever a source says
 
 
+Columns = Mapping[str, str | tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Where each of our columns is found in a source; a tuple of columns is joined (licences only).
+    """Where each of our columns is found in a source: of several, licences in all, others in the first that is there.
 
     `carried` names columns of the source that are passed on unchanged, with their types; `language` is that of the rows
     that name none.
     """
 
     name: str
-    columns: Mapping[str, str | tuple[str, ...]]
+    columns: Columns
     carried: Mapping[str, pa.DataType] = field(default_factory=dict)
     language: str | None = None
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.columns) - set(SCHEMA.names))
-        if unknown:
-            raise ColumnError(
-                f"column mapping {self.name!r} has {', '.join(unknown)}; the columns are {', '.join(SCHEMA.names)}"
-            )
-        if "content" not in self.columns:
-            raise ColumnError(f"column mapping {self.name!r} does not say which column holds `content`")
 
     @property
     def schema(self) -> pa.Schema:
@@ -65,6 +59,15 @@ class Layout:
         """Those of the `present` source columns that reading needs."""
         wanted = {name for column in self.columns for name in self.sources(column)} | set(self.carried)
         return [name for name in present if name in wanted]
+
+    def of_present(self, present: Sequence[str]) -> "Layout":
+        """This layout without the columns that are not there."""
+        found = {column: tuple(name for name in self.sources(column) if name in present) for column in self.columns}
+        return replace(self, columns={column: names for column, names in found.items() if names})
+
+    def of_uneven_rows(self) -> "Layout":
+        """This layout with the usual names of the columns that it lacks, for rows each with keys of its own."""
+        return replace(self, columns={**LAYOUTS["usual"].columns, **self.columns})
 
 
 def _the_stack() -> Layout:
@@ -90,66 +93,59 @@ def _the_stack() -> Layout:
     return Layout("the-stack", columns, carried)
 
 
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout("moe-codegen", {name: name for name in SCHEMA.names}),
-        _the_stack(),
-        Layout(
-            "the-stack-smol",
-            {
-                "repo": "repository_name",
-                "path": "path",
-                "language": "lang",
-                "licenses": "licenses",
-                "content": "content",
-            },
-        ),
-        Layout(
-            "starcoderdata",
-            {
-                "hexsha": "id",
-                "repo": "max_stars_repo_name",
-                "path": "max_stars_repo_path",
-                "stars": "max_stars_count",
-                "content": "content",
-            },
-        ),
-        Layout(
-            "github-code",
-            {"repo": "repo_name", "path": "path", "language": "language", "licenses": "license", "content": "code"},
-        ),
-    )
+# The names that columns have in our own files, The Stack's small edition and second version, StarCoderData,
+# CodeParrot's datasets and others.
+_USUAL: Columns = {name: name for name in SCHEMA.names} | {
+    "repo": ("repo", "repo_name", "repository_name", "max_stars_repo_name"),
+    "path": ("path", "max_stars_repo_path"),
+    "language": ("language", "lang"),
+    "licenses": ("licenses", "license", "detected_licenses"),
+    "stars": ("stars", "max_stars_count"),
+    "content": ("content", "code"),
 }
-# What only this layout has: detection reads from the most telling to the least.
-_TELLTALES = {
-    "the-stack": {"max_stars_repo_name", "hexsha", "content"},
-    "starcoderdata": {"max_stars_repo_name", "content"},
-    "the-stack-smol": {"repository_name", "content"},
-    "github-code": {"repo_name", "code"},
-    "moe-codegen": {"content"},
-}
+LAYOUTS = {layout.name: layout for layout in (Layout("usual", _USUAL), _the_stack())}
+_OF_THE_STACK = {"max_stars_repo_name", "hexsha", "content"}  # columns that only The Stack has together
 
 
-def detect_layout(present: Sequence[str], origin: str) -> Layout:
-    """The layout whose columns are `present` in the file `origin`.
+LayoutFinder = Callable[[Sequence[str], str], Layout]  # the layout of a file, by its columns and its name
 
-    Carried columns that are ours by name stay, so that what The Stack carries survives every verb.
-    Raises `ColumnError` where no column can hold the text.
+
+def find_layout(present: Sequence[str], origin: str, name: str = "", mapped: Columns | None = None) -> Layout:
+    """The layout of that name, else the one whose columns are `present` in `origin`; `mapped` goes before its columns.
+
+    Columns that The Stack carries stay where all others have our names, so that they survive every verb. Raises
+    `ColumnError` where no column holds the text, or a mapped one is not there.
     """
-    for name, telltale in _TELLTALES.items():
-        if telltale <= set(present):
-            layout = LAYOUTS[name]
-            if name == "moe-codegen":
-                carried = {column: kind for column, kind in LAYOUTS["the-stack"].carried.items() if column in present}
-                return Layout(name, {column: column for column in layout.columns if column in present}, carried)
-            return layout
-    raise missing_text("content", present, origin)
+    mapped = mapped or {}
+    layout = LAYOUTS[name or ("the-stack" if set(present) >= _OF_THE_STACK else "usual")]
+    if layout.name == "usual":
+        carried = {column: kind for column, kind in LAYOUTS["the-stack"].carried.items() if column in present}
+        layout = replace(layout, carried=carried)
+    asked = replace(layout, columns={**layout.columns, **mapped})
+    for column in mapped:
+        if missing := [source for source in asked.sources(column) if source not in present]:
+            raise ColumnError(
+                f"missing column `{missing[0]}` for `{column}` in {origin}; found {_listed(present)}. "
+                f"Name the column that holds it: --columns {column}=YOUR_COLUMN"
+            )
+    found = asked.of_present(present)
+    if not found.sources("content"):
+        raise missing_text(present, origin)
+    return found
 
 
-def missing_text(column: str, present: Sequence[str], origin: str) -> ColumnError:
+def missing_text(present: Sequence[str], origin: str) -> ColumnError:
     """What to raise where the file `origin` lacks the column of the text."""
+    if "blob_id" in present:
+        return ColumnError(
+            f"{origin} holds the ids of files and not their text, as The Stack v2 does; fetch the contents by "
+            "`blob_id`, as its page on the Hub says, and add them as a column `content`"
+        )
     return ColumnError(
-        f"missing column `{column}` (string) in {origin}; found {', '.join(present) or 'no columns'}. "
+        f"missing column `content` (string) in {origin}; found {_listed(present)}. "
         "Name the column that holds the text: --columns content=YOUR_COLUMN"
     )
+
+
+def _listed(present: Sequence[str]) -> str:
+    return ", ".join(present) or "no columns"

@@ -79,7 +79,7 @@ DROPPED = {
 
 def reasons(thresholds, *rows):
     given_rows = pa.RecordBatch.from_pylist(list(rows))
-    batch = Batch(conform(given_rows, LAYOUTS["moe-codegen"], "test"), "test", 0)
+    batch = Batch(conform(given_rows, LAYOUTS["usual"], "test"), "test", 0)
     return [(one.reason, one.record) for one in judge(batch, thresholds).dropped]
 
 

@@ -190,8 +190,8 @@ def test_rows_that_are_no_text_are_counted_drops(run):
     ("out", "message"),
     [
         ("gated", "bigcode/gated is gated: open its page on the Hub, accept its terms with your account, then sign in"),
-        ("missing", "bigcode/missing is no dataset of the Hub, or a private one: check its name"),
-        ("no-benchmark", "openai/missing is no dataset of the Hub, or a private one: check its name"),
+        ("missing", "bigcode/missing is no file or folder here and no dataset of the Hub, or a private one: check"),
+        ("no-benchmark", "openai/missing is no file or folder here and no dataset of the Hub, or a private one: check"),
         ("revision", "owner/spoiled has no such revision"),
     ],
 )

@@ -1,3 +1,5 @@
+import json
+
 import pyarrow as pa
 import pytest
 
@@ -53,8 +55,10 @@ def test_licenses_as_bigquery_exports_them(tmp_path):
     ("columns", "expected"),
     [
         ({"repository_name": "a/b", "path": "x.py", "lang": "Python", "licenses": ["MIT"]}, "a/b"),
-        ({"max_stars_repo_name": "a/b", "max_stars_repo_path": "x.py", "id": "7"}, "a/b"),
+        ({"max_stars_repo_name": "a/b", "max_stars_repo_path": "x.py", "id": 7}, "a/b"),
         ({"repo": "a/b", "path": "x.py"}, "a/b"),
+        ({"repo_name": "a/b", "path": "x.py", "copies": "1", "size": "9", "license": "mit"}, "a/b"),
+        ({"repo_name": "a/b", "path": "/x.py", "blob_id": "7", "detected_licenses": ["MIT"]}, "a/b"),
     ],
 )
 def test_layouts_are_told_from_the_columns(tmp_path, columns, expected):
@@ -62,17 +66,19 @@ def test_layouts_are_told_from_the_columns(tmp_path, columns, expected):
     (batch,) = source.units[0].batches()
     assert batch.rows["repo"].to_pylist() == [expected]
     assert batch.rows["language"].to_pylist() == ["python"]
+    assert source.has_licenses == any("licens" in name for name in columns)
 
 
 def test_any_dataset_by_a_column_mapping(tmp_path):
-    write(tmp_path / "in", [{"body": code(1), "project": "p", "a": ["MIT"], "b": ["ISC"]}])
+    write(tmp_path / "in", [{"body": code(1), "project": "p", "a": ["MIT"], "b": ["ISC"], "path": "p/q.c"}])
     settings = SourceSettings(columns=("content=body", "repo=project", "licenses=a+b"), language="python")
     (batch,) = open_source(tmp_path / "in", settings).units[0].batches()
     assert batch.rows["licenses"].to_pylist() == [["MIT", "ISC"]]
     assert (batch.rows["repo"].to_pylist(), batch.rows["language"].to_pylist()) == (["p"], ["python"])
+    assert batch.rows["path"].to_pylist() == ["p/q.c"]
 
 
-@pytest.mark.parametrize("columns", [("content",), ("text=body",), ("repo=project",)])
+@pytest.mark.parametrize("columns", [("content",), ("text=body",), ("content=body", "repo=project"), ("repo=body",)])
 def test_a_wrong_mapping_is_refused(tmp_path, columns):
     write(tmp_path / "in", [{"body": "x"}])
     with pytest.raises(ColumnError):
@@ -94,35 +100,42 @@ def test_shards_of_different_columns_are_refused(tmp_path):
         open_source(tmp_path / "in")
 
 
-def test_dictionary_encoded_columns(tmp_path):
-    table = pa.table({"content": pa.array([code(1)] * 2).dictionary_encode(), "path": ["a.py", "b.py"]})
-    (tmp_path / "in").mkdir()
-    pa.parquet.write_table(table, tmp_path / "in" / "a.parquet")
-    (batch,) = open_source(tmp_path / "in").units[0].batches()
-    assert batch.rows["content"].to_pylist() == [code(1).encode()] * 2
+def test_ids_without_text_are_told_from_a_missing_column(tmp_path):
+    write(tmp_path / "in", [{"blob_id": "a", "path": "/x.py", "detected_licenses": ["MIT"]}])
+    with pytest.raises(ColumnError, match="fetch the contents by `blob_id`"):
+        open_source(tmp_path / "in")
 
 
-def test_a_folder_of_checkouts(tmp_path):
-    files = {
-        "one/LICENSE": "Permission is hereby granted, free of charge, to any person obtaining a copy",
-        "one/a.py": code(1),
-        "one/sub/b.py": "# SPDX-License-Identifier: GPL-3.0\n" + code(2),
-        "one/notes.unknown": "text",
-        "one/.git/hook.py": code(3),
-        "two/c.java": code(4),
-        "three/package-1.0/d.py": code(5),
-        "three/package-1.0/COPYING": "GNU General Public License",
-        "three/package-1.0/vendored/deep/LICENSE": "Apache License, Version 2.0",
+@pytest.mark.parametrize(
+    ("columns", "types"),
+    [
+        ({"content": code(1)}, {"content": pa.string_view()}),
+        ({"content": code(1).encode()}, {"content": pa.binary_view()}),
+        ({"content": code(1)}, {"content": pa.dictionary(pa.int32(), pa.string())}),
+        ({"content": code(1), "licenses": ["MIT"]}, {"licenses": pa.list_(pa.dictionary(pa.int32(), pa.string()))}),
+        ({"content": code(1), "size": "100", "alphanum_fraction": "?"}, {}),
+    ],
+)
+def test_columns_in_any_encoding(tmp_path, columns, types):
+    clean(open_source(write(tmp_path / "in", [columns | {"path": "a.py"}], **types)), tmp_path / "out")
+    (one,) = read(tmp_path / "out")
+    assert (one["content"], one["size"], one["licenses"]) == (code(1), len(code(1)), columns.get("licenses"))
+
+
+def test_a_licence_that_is_known_counts_wherever_it_first_appears(tmp_path):
+    """In one file of several, or in later rows of a file whose rows have keys of their own."""
+    unknown = {name: value for name, value in row(1).items() if name not in ("licenses", "repo")}
+    gpl = row(2, licenses=["GPL-3.0"])
+    write(tmp_path / "in", [unknown], "a.parquet")
+    write(tmp_path / "in", [gpl], "b.parquet")
+    (tmp_path / "in" / "c.jsonl").write_text(json.dumps(unknown) + "\n" + json.dumps(gpl))
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "c.jsonl").write_text("\n".join(map(json.dumps, [unknown] * 1000 + [gpl])))
+    manifest = clean(open_source(tmp_path / "in"), tmp_path / "out")
+    assert {reason: some["python"][0] for reason, some in manifest["tally"].items()} == {
+        "license_unknown": 2,
+        "license_not_permissive": 2,
     }
-    for name, text in files.items():
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).write_text(text)
-    rows = [
-        one for unit in open_source(tmp_path / "in").units for batch in unit.batches() for one in batch.rows.to_pylist()
-    ]
-    assert [(one["repo"], one["path"], one["language"], one["licenses"]) for one in rows] == [
-        ("one", "a.py", "python", ["MIT"]),
-        ("one", "sub/b.py", "python", ["GPL-3.0"]),
-        ("three", "package-1.0/d.py", "python", ["GPL-2.0"]),
-        ("two", "c.java", "java", None),
-    ]
+    with pytest.warns(UserWarning, match="licence filter is off"):
+        manifest = clean(open_source(tmp_path / "late"), tmp_path / "out-late")
+    assert manifest["tally"]["license_not_permissive"] == {"python": [1, len(gpl["content"])]}
