@@ -79,7 +79,7 @@ class Verdict:
 
 
 def judge(batch: Batch, settings: CleanSettings, licensed: bool = True) -> Verdict:
-    """Apply every filter to `batch`; `licensed=False` says that the source has no licences to go by."""
+    """Apply every filter to `batch`; without licences in the source (`licensed=False`) unknown ones pass."""
     sound, _, unsound = split_sound(batch)
     reasons = _unfit(sound, settings, licensed)
     details: dict[int, dict[str, Any]] = {}
@@ -113,11 +113,12 @@ def _unfit(sound: Batch, settings: CleanSettings, licensed: bool) -> dict[int, s
         for row, language in enumerate(sound.rows.column("language").to_pylist()):
             if language not in wanted:
                 reasons[row] = "language"
-    if settings.permissive_only and licensed:
+    if settings.permissive_only:
         also = frozenset(name.lower() for name in settings.also_licenses)
         for row, licenses in enumerate(sound.rows.column("licenses").to_pylist()):
             if not licenses:
-                reasons.setdefault(row, "license_unknown")
+                if licensed:
+                    reasons.setdefault(row, "license_unknown")
             elif not any(is_permissive(name, also) for name in licenses if name):
                 reasons.setdefault(row, "license_not_permissive")
     for row in np.flatnonzero(np.diff(offsets) > settings.max_size).tolist():
