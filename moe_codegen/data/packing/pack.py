@@ -18,7 +18,7 @@ import xxhash
 from moe_codegen.data.packing.best_fit import best_fit, cut
 from moe_codegen.data.packing.fim import Part, Sentinels, find_sentinels, rearrange
 from moe_codegen.data.packing.mixture import mixture_weights, passes, repeated
-from moe_codegen.data.packing.tokenizer import Encoder, load_encoder, vocabulary_hash
+from moe_codegen.data.packing.tokenizer import Encoder, files_digest, load_encoder, vocabulary_hash
 from moe_codegen.data.passes.output import ShardWriter, UnitOutput
 from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
@@ -73,7 +73,8 @@ def pack(source: Source, out: str | Path, settings: PackSettings, *, num_proc: i
     Raises `TokenizerError` for a tokenizer that is missing or lacks sentinels, `ConfigError` for impossible settings.
     """
     check_tokenizer(settings)
-    return run_stage("pack", source, out, settings, _pack, num_proc=num_proc, quiet=quiet)
+    contents = {"tokenizer": files_digest(settings.tokenizer)}
+    return run_stage("pack", source, out, settings, _pack, contents=contents, num_proc=num_proc, quiet=quiet)
 
 
 def check_tokenizer(settings: PackSettings) -> None:

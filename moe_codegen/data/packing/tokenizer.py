@@ -14,6 +14,7 @@ import xxhash
 
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.passes.tally import UNKNOWN
+from moe_codegen.data.reading.files import digest
 from moe_codegen.data.reading.sources import Source
 from moe_codegen.data.rows.batch import split_sound
 from moe_codegen.errors import ConfigError, TokenizerError
@@ -46,7 +47,8 @@ def make_tokenizer(
     settings = settings or TokenizerSettings()
     if settings.sentinels not in _END_OF_TEXT:
         raise ConfigError(f"sentinels={settings.sentinels!r} should be one of {', '.join(_END_OF_TEXT)}")
-    return run_stage("tokenizer", source, out, settings, _make_tokenizer, quiet=quiet)
+    contents = {"base": files_digest(settings.base)} if settings.base else {}
+    return run_stage("tokenizer", source, out, settings, _make_tokenizer, contents=contents, quiet=quiet)
 
 
 def _make_tokenizer(stage: Stage) -> tuple[Record, list[Record]]:
@@ -177,6 +179,13 @@ def load_encoder(folder: str | Path) -> Encoder:
 def vocabulary_hash(vocabulary: dict[str, int]) -> str:
     """The same for two tokenizers if they number the same tokens alike, however they are stored."""
     return xxhash.xxh3_128_hexdigest(json.dumps(sorted(vocabulary.items())).encode())
+
+
+def files_digest(folder: str | Path) -> str:
+    """A hash of the files of a tokenizer in a folder of this machine; the same for all ids of the Hub."""
+    names = ("*token*.json", "vocab.*", "merges.txt", "*.model")
+    paths = sorted({path for name in names for path in Path(folder).glob(name)})
+    return digest([(path.name, xxhash.xxh3_128_hexdigest(path.read_bytes())) for path in paths])
 
 
 def _spelled(token: Any) -> str | None:

@@ -9,8 +9,9 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -23,13 +24,15 @@ from moe_codegen.data.passes.progress import Progress
 from moe_codegen.data.passes.tally import Record as Record
 from moe_codegen.data.passes.tally import Tally
 from moe_codegen.data.passes.workers import Mapper, map_units
-from moe_codegen.data.reading.files import as_text
+from moe_codegen.data.reading.files import as_text, digest
 from moe_codegen.data.reading.sources import Source, Unit
-from moe_codegen.errors import ConfigError, OutputError, ResumeError
+from moe_codegen.errors import ConfigError, OutputError, ResumeError, SourceError
 from moe_codegen.settings import as_record
 
 MANIFEST = "manifest.json"
+_OURS = {"verb", "version", "settings", "contents", "units", "history"}  # keys that every manifest of ours has
 WORK = ".work"
+RUN = "run.json"  # in WORK: what a started run is of
 OUTPUT = "output"  # the phase whose files become the verb's output
 UnitFunction = Callable[..., Record]  # (unit, number, folder, *arguments) -> record
 
@@ -38,11 +41,21 @@ class Stage:
     """One verb's run from a source into a folder; `run_stage` makes it, a verb's body calls `map`."""
 
     def __init__(
-        self, verb: str, source: Source, out: Path, settings: Any, num_proc: int, quiet: bool, mapper: Mapper
+        self,
+        verb: str,
+        source: Source,
+        out: Path,
+        settings: Any,
+        contents: Mapping[str, str],
+        num_proc: int,
+        quiet: bool,
+        mapper: Mapper,
     ) -> None:
-        self.verb, self.source, self.out, self.settings = verb, source, out, settings
+        self.verb, self.source, self.out, self.settings, self.contents = verb, source, out, settings, dict(contents)
         self.num_proc, self.quiet, self.mapper = num_proc, quiet, mapper
         self.work = out / WORK
+        self.units = [[unit.name, unit.nbytes, unit.identity] for unit in source.units]
+        self.modified = [when for unit in source.units for when in unit.modified]
 
     def map(
         self,
@@ -74,20 +87,25 @@ class Stage:
 
     def claim(self) -> bool:
         """Take `out` for this run; True if it is already finished. Raises `OutputError` or `ResumeError`."""
-        mine = _fingerprint(self.verb, self.source, self.settings)
-        started = self.work / "run.json"
+        mine = _fingerprint(self.verb, as_record(self.settings), self.contents, self.units)
+        mine["modified"] = digest(self.modified)
+        started = self.work / RUN
         manifest = read_manifest(self.out)
-        if manifest is not None or started.exists():
-            if manifest is not None:
-                theirs = {"verb": manifest["verb"], **manifest["settings"], "source": manifest["units"]}
-            else:
-                theirs = json.loads(started.read_text())
-            differing = sorted(key for key in theirs if mine.get(key) != theirs[key])
-            if differing:
-                raise ResumeError(
-                    f"{self.out} holds a run that differs in {', '.join(differing)}; "
-                    "repeat the command it was started with, give another OUT, or delete this one"
-                )
+        if manifest is not None:
+            theirs = _fingerprint(*(manifest[key] for key in ("verb", "settings", "contents", "units")))
+            # Not the times themselves: a copy of all that was made, elsewhere, is the same.
+            if max(self.modified, default=0) > (self.out / MANIFEST).stat().st_mtime_ns:
+                theirs["modified"] = "before"
+        elif started.exists():
+            theirs = json.loads(started.read_text())
+        else:
+            theirs = {}
+        if differing := sorted(key for key in theirs if mine.get(key) != theirs[key]):
+            raise ResumeError(
+                f"{self.out} holds a run that differs in {', '.join(differing)}; "
+                "repeat the command it was started with, give another OUT, or delete this one"
+            )
+        if theirs:
             return manifest is not None
         if any(child.name != WORK for child in self.out.iterdir()):
             raise OutputError(f"{self.out} is not empty and holds no run of ours; give an empty or new folder")
@@ -105,8 +123,9 @@ class Stage:
             "verb": self.verb,
             "version": metadata.version("moe-codegen"),
             "settings": as_record(self.settings),
+            "contents": self.contents,
             "source": as_text(Path(self.source.name).name),
-            "units": _fingerprint(self.verb, self.source, self.settings)["source"],
+            "units": self.units,
             "rows": sum(shard["rows"] for shard in shards),
             "shards": shards,
             **summary,
@@ -121,6 +140,8 @@ class Stage:
                 os.replace(path, target)
         written = self.work / MANIFEST
         written.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
+        newest = max([time.time_ns(), *self.modified])  # clocks differ, and archives hold files from the future
+        os.utime(written, ns=(newest, newest))
         os.replace(written, self.out / MANIFEST)
         return manifest
 
@@ -132,11 +153,14 @@ def run_stage(
     settings: Any,
     body: Callable[[Stage], tuple[Record, list[Record]]],
     *,
+    contents: Mapping[str, str] | None = None,
     num_proc: int = 1,
     quiet: bool = True,
     mapper: Mapper = map_units,
 ) -> Record:
     """Run `body` (which returns a summary and the records of the output phase) and return the manifest.
+
+    `contents` has a hash of what lies behind each setting that is only a name, such as a tokenizer's folder.
 
     `mapper` does the units: in processes of this machine, or on a cluster (`cluster.DatatroveMapper`).
 
@@ -144,21 +168,25 @@ def run_stage(
     be written or holds something else, `ResumeError` where it holds a run of other settings or another source.
     """
     out = Path(out)
+    goes_on = (out / WORK / RUN).exists()
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(out / WORK / "lock", timeout=0):
             with _flock(out / WORK, fcntl.LOCK_EX):
                 pass  # what a killed run's last workers are still writing is theirs until they are done
-            stage = Stage(verb, source, out, settings, num_proc, quiet, mapper)
+            stage = Stage(verb, source, out, settings, contents or {}, num_proc, quiet, mapper)
             manifest = read_manifest(out) if stage.claim() else stage.finish(*body(stage))
     except ConfigError:
-        shutil.rmtree(out / WORK)  # such settings end here each time, and the corrected ones are not to be refused
+        if not goes_on:
+            shutil.rmtree(out / WORK)  # such settings end here each time, and corrected ones are not to be refused
         raise
     except filelock.Timeout as error:
         raise OutputError(f"another run is writing to {out}; wait for it, or give another folder") from error
     except OSError as error:
         if isinstance(error, OutputError):
             raise
+        if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(out):
+            raise SourceError(f"{as_text(error.filename)} cannot be used: {error.strerror}") from error
         raise OutputError(f"{out} cannot be written: {error}") from error
     shutil.rmtree(out / WORK)
     assert manifest is not None
@@ -166,9 +194,13 @@ def run_stage(
 
 
 def read_manifest(folder: str | Path) -> Record | None:
-    """The manifest of a finished folder, or None."""
+    """The manifest of a finished folder of ours, or None; others too call a file so."""
     path = Path(folder, MANIFEST)
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        manifest = json.loads(path.read_text()) if path.is_file() else None
+    except ValueError:
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.keys() >= _OURS else None
 
 
 def _do_unit(
@@ -194,15 +226,10 @@ def record_path(records: Path, number: int) -> Path:
     return records / f"{number:05d}.json"
 
 
-def _fingerprint(verb: str, source: Source, settings: Any) -> Record:
-    """What has to stay as it was for a run to go on; where it lies is not a part of a file's identity."""
-    files = sorted({path for unit in source.units if (path := getattr(unit, "path", None))})
-    return {
-        "verb": verb,
-        **as_record(settings),
-        "source": [[unit.name, unit.nbytes] for unit in source.units],
-        "modified": [path.stat().st_mtime_ns for path in files],
-    }
+def _fingerprint(verb: str, settings: Record, contents: Mapping[str, str], units: list[Any]) -> Record:
+    """What has to stay as it was for a run to be the same, under the names by which a difference is told."""
+    behind = {f"contents of {name}": value for name, value in contents.items()}
+    return {"verb": verb, **settings, **behind, "source": units}
 
 
 def _history(source: str) -> list[Record]:

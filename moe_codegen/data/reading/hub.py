@@ -57,7 +57,7 @@ class HubUnit:
 
 def hub_units(dataset: str, settings: SourceSettings, find: LayoutFinder) -> Iterator[HubUnit]:
     """A unit for each shard of the split that `settings` names, at the commit that its revision is now."""
-    pinned = replace(settings, revision=_commit(dataset, settings.revision))
+    pinned = replace(settings, revision=commit_of(dataset, settings.revision))
     stream = load_stream(dataset, pinned)
     columns = stream.column_names or list(next(iter(stream)))
     layout = find(columns, dataset)
@@ -83,7 +83,7 @@ def load_stream(dataset: str, settings: SourceSettings) -> Any:
         raise _refused(dataset, error) from error
 
 
-def _commit(dataset: str, revision: str) -> str:
+def commit_of(dataset: str, revision: str) -> str:
     """The commit of a dataset's branch or tag; of its main branch where none is named."""
     import huggingface_hub
 

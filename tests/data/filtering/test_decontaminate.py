@@ -81,3 +81,17 @@ def test_bad_benchmarks(tmp_path):
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(SourceError, match="is not JSON Lines"):
         benchmark_patterns((str(tmp_path / "a.jsonl"),))
+    (tmp_path / "a.jsonl").write_text("[1, 2]")
+    with pytest.raises(SourceError, match="should hold a JSON object on each line"):
+        benchmark_patterns((str(tmp_path / "a.jsonl"),))
+    for name in ("a.jsonl.gz", "a.parquet"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(SourceError, match=rf"benchmark .*{name} cannot be read"):
+            benchmark_patterns((str(tmp_path / name),))
+
+
+def test_benchmarks_in_parquet_and_solutions_in_lists(tmp_path):
+    solutions = [PROBLEMS[1]["canonical_solution"], JAVA[0]["canonical"]]
+    write(tmp_path / "bench", [{"task_id": 1, "solution": solutions}])
+    found = {pattern.text for pattern in benchmark_patterns((str(tmp_path / "bench"),))}
+    assert found == set(map(normal_form, map(str.encode, solutions)))

@@ -1,6 +1,7 @@
 """Killed anywhere and run again, or with other workers: the same bytes. Nothing half-done looks done."""
 
 import fcntl
+import json
 import os
 import random
 import signal
@@ -12,12 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from moe_codegen.data.filtering.clean import clean
+from moe_codegen.data.filtering.decontaminate import DecontaminateSettings, decontaminate
 from moe_codegen.data.filtering.filters import CleanSettings
+from moe_codegen.data.packing.pack import PackSettings, pack
+from moe_codegen.data.packing.tokenizer import TokenizerSettings, make_tokenizer
 from moe_codegen.data.passes.stage import MANIFEST, WORK, read_manifest
 from moe_codegen.data.passes.workers import map_units
 from moe_codegen.data.pipeline.prepare import prepare, read_plan
+from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.reading.sources import open_source
-from moe_codegen.errors import OutputError, ResumeError, WorkerError
+from moe_codegen.data.sampling.sample import SampleSettings, sample
+from moe_codegen.errors import ConfigError, OutputError, ResumeError, SourceError, WorkerError
 from tests.data.inputs import code, edited, row, tree, write
 
 PLAN = """
@@ -137,10 +143,87 @@ def test_other_settings_or_another_source_are_refused(tmp_path, monkeypatch):
     failing_clean(source, tmp_path / "out", 2, monkeypatch)
     with pytest.raises(ResumeError, match="differs in max_size"):
         clean(source, tmp_path / "out", CleanSettings(max_size=7))
+    with pytest.raises(ResumeError, match="differs in source"):
+        clean(open_source(folder, SourceSettings(columns=("repo=path",)), 8000), tmp_path / "out")
     path = folder / "data.parquet"
     os.utime(path, ns=(0, 0))
     with pytest.raises(ResumeError, match="differs in modified"):
         clean(open_source(folder, unit_bytes=8000), tmp_path / "out")
+
+
+def test_a_finished_run_is_known_by_what_it_read_wherever_that_lies(tmp_path):
+    checkout = tmp_path / "in" / "one"
+    checkout.mkdir(parents=True)
+    (checkout / "a.py").write_text(code(1))
+    (checkout / "LICENSE").write_text("SPDX-License-Identifier: MIT")
+    first = clean(open_source(tmp_path / "in"), tmp_path / "out")
+    (tmp_path / "in").rename(tmp_path / "moved")
+    assert clean(open_source(tmp_path / "moved"), tmp_path / "out") | {"source": "in"} == first
+    with pytest.raises(ResumeError, match="differs in source"):
+        clean(open_source(tmp_path / "moved", SourceSettings(language="java")), tmp_path / "out")
+    path = tmp_path / "moved" / "one" / "a.py"
+    path.write_text(path.read_text().replace("load", "LOAD"))
+    with pytest.raises(ResumeError, match="differs in modified"):
+        clean(open_source(tmp_path / "moved"), tmp_path / "out")
+    path.rename(path.with_name("b.py"))
+    with pytest.raises(ResumeError, match="differs in modified, source"):
+        clean(open_source(tmp_path / "moved"), tmp_path / "out")
+
+
+def test_what_lies_behind_a_setting_is_a_part_of_the_run(tmp_path):
+    source = open_source(write(tmp_path / "in", [row(seed) for seed in range(3)]))
+    benchmark, settings = tmp_path / "b.jsonl", DecontaminateSettings((str(tmp_path / "b.jsonl"),))
+    benchmark.write_text(json.dumps({"prompt": "what is in none of these files, not in one"}))
+    assert decontaminate(source, tmp_path / "out", settings)["rows"] == 3
+    benchmark.write_text(json.dumps({"prompt": code(1)}))
+    with pytest.raises(ResumeError, match="differs in contents of benchmarks"):
+        decontaminate(source, tmp_path / "out", settings)
+    for folder, seeds in (("a", range(3)), ("b", range(3, 6))):
+        of = open_source(write(tmp_path / f"of-{folder}", [row(seed) for seed in seeds]))
+        make_tokenizer(of, tmp_path / folder / "tokenizer", TokenizerSettings(vocabulary=300))
+    pack(source, tmp_path / "packed", PackSettings(str(tmp_path / "a" / "tokenizer")))
+    with pytest.raises(ResumeError, match="differs in contents of tokenizer"):
+        pack(source, tmp_path / "packed", PackSettings(str(tmp_path / "b" / "tokenizer")))
+
+
+@pytest.mark.parametrize("text", ['{"name": "my dataset"}', "[]", "{", "\xff"])
+def test_the_manifests_of_others_are_none_of_ours(tmp_path, text):
+    folder = write(tmp_path / "in", [row(1)])
+    (folder / MANIFEST).write_bytes(text.encode("latin-1"))
+    assert clean(open_source(folder), tmp_path / "out")["history"] == []
+    with pytest.raises(OutputError, match="is not empty"):
+        clean(open_source(folder), folder)
+
+
+def test_settings_refused_late_take_with_them_only_what_they_began(tmp_path, monkeypatch):
+    from moe_codegen.data.sampling import sample as module
+
+    def refuse():
+        with pytest.raises(ConfigError, match="no file in java"):
+            sample(source, tmp_path / "out", settings)
+        return (tmp_path / "out" / WORK).exists()
+
+    def stop(*_):
+        raise Stop
+
+    source, settings = open_source(write(tmp_path / "in", [row(1)])), SampleSettings(languages=("java",))
+    assert not refuse()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "survey_unit", stop)
+        with pytest.raises(Stop):
+            sample(source, tmp_path / "out", settings)
+    assert refuse()
+
+
+def test_a_file_elsewhere_that_cannot_be_opened_is_not_told_as_of_the_output(tmp_path, monkeypatch):
+    def unit(*_):
+        (tmp_path / "missing").read_bytes()
+
+    from moe_codegen.data.filtering import clean as module
+
+    monkeypatch.setattr(module, "clean_unit", unit)
+    with pytest.raises(SourceError, match="missing cannot be used: No such file"):
+        clean(open_source(write(tmp_path / "in", [row(1)])), tmp_path / "out")
 
 
 def test_a_finished_run_is_not_done_again(tmp_path):

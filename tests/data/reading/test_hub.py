@@ -97,6 +97,7 @@ def dataset_folder(folder):
     python = folder / "bigcode" / "the-stack" / "data" / "python"
     for shard in range(2):
         write(python, [the_stack(10 * shard + each) for each in range(10)], f"data-{shard:05d}-of-00002.parquet")
+    write(python.with_name("java"), [the_stack(20)])
     write(folder / "bigcode" / "gated", [the_stack(0)])
     content = pa.array([code(0).encode(), None, b"# \xff\n", code(3).encode()], pa.binary()).view(pa.string())
     (folder / "owner" / "spoiled").mkdir(parents=True)
@@ -116,6 +117,7 @@ def run(tmp_path_factory):
     commands = [
         ["prepare", f"examples/{PLAN.name}", "prepared"],
         ["clean", "bigcode/the-stack", "stack", "--data-dir", "data/python"],
+        ["clean", "bigcode/the-stack", "stack", "--data-dir", "data/java"],
         ["clean", "owner/spoiled", "spoiled", "--language", "python"],
         ["inspect", "bigcode/gated", "gated"],
         ["inspect", "bigcode/missing", "missing"],
@@ -141,13 +143,14 @@ def run(tmp_path_factory):
 
 
 def test_the_stack_is_streamed_shard_by_shard_at_one_commit(run):
-    folder, _ = run
+    folder, said = run
     rows = read(folder / "stack")
     assert [one["path"] for one in rows] == [f"src/file{seed}.py" for seed in range(20)]
     assert [one["content"] for one in rows] == [code(seed) for seed in range(20)]
     assert {(one["language"], one["stars"]) for one in rows} == {("python", 0)}
     units = json.loads((folder / "stack" / "manifest.json").read_text())["units"]
-    assert [name for name, _ in units] == [f"bigcode/the-stack@{COMMIT[:12]}#{shard}" for shard in range(2)]
+    assert [name for name, *_ in units] == [f"bigcode/the-stack@{COMMIT[:12]}#{shard}" for shard in range(2)]
+    assert said["stack"].startswith("error: stack holds a run that differs in source")  # asked for Java then
 
 
 def test_the_example_plan_runs_as_it_stands_and_looks_for_what_it_names_of_its_benchmarks(run):
@@ -160,6 +163,7 @@ def test_the_example_plan_runs_as_it_stands_and_looks_for_what_it_names_of_its_b
         **{f"nuprl/MultiPL-E:humaneval-{language}:HumanEval_0": 1 for language in ("java", "js", "cpp")},
     }
     assert manifest["settings"]["benchmarks"][1] == "google-research-datasets/mbpp:full"
+    assert manifest["benchmark_commits"] == dict.fromkeys(manifest["settings"]["benchmarks"], COMMIT)
     left = {one["path"] for one in read(folder / "prepared" / "3-decontaminate")}
     assert left == {"file.py", "full-train.py", "sanitized-test.py", "humaneval-rs-test.py"}
 
