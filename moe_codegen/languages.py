@@ -8,13 +8,17 @@ C_BLOCK = (b"/*", b"*/")
 
 @dataclass(frozen=True)
 class Language:
-    """One language: its extensions and whole file names (lower case), and its comment markers."""
+    """One language: its extensions and whole file names (lower case), and its comment markers.
+
+    `column_one_comments` are markers only where a line begins with them.
+    """
 
     name: str
     extensions: tuple[str, ...]
     file_names: tuple[str, ...] = ()
     line_comments: tuple[bytes, ...] = ()
     block_comments: tuple[tuple[bytes, bytes], ...] = ()
+    column_one_comments: tuple[bytes, ...] = ()
 
 
 def _like_c(name: str, *extensions: str) -> Language:
@@ -32,7 +36,14 @@ LANGUAGES = {
         _like_c("cpp", ".cpp", ".cc", ".cxx", ".c++", ".hpp", ".hh", ".hxx", ".ipp", ".inl"),
         Language("css", (".css",), (), (), (C_BLOCK,)),
         Language("dockerfile", (".dockerfile",), ("dockerfile", "containerfile"), (b"#",)),
-        Language("fortran", (".f", ".f90", ".f95", ".f03", ".for"), (), (b"!",)),
+        # In fixed form any C in column one begins a comment; in free form it begins `call` and `contains`.
+        Language(
+            "fortran",
+            (".f", ".f90", ".f95", ".f03", ".for"),
+            (),
+            (b"!",),
+            column_one_comments=(b"*", *(letter + after for letter in (b"C", b"c") for after in (b" ", b"*", b"-"))),
+        ),
         _like_c("go", ".go"),
         Language("haskell", (".hs", ".lhs"), (), (b"--",), ((b"{-", b"-}"),)),
         Language("html", (".html", ".htm", ".xhtml"), (), (), ((b"<!--", b"-->"),)),
@@ -53,7 +64,7 @@ LANGUAGES = {
         Language("sql", (".sql",), (), (b"--",), (C_BLOCK,)),
         Language("tex", (".tex", ".sty", ".cls"), (), (b"%",)),
         _like_c("typescript", ".ts", ".tsx", ".mts", ".cts"),
-        Language("visual-basic", (".vb", ".bas", ".vbs"), (), (b"'",)),
+        Language("visual-basic", (".vb", ".bas", ".vbs"), (), (b"'", b"REM ", b"Rem ")),
     )
 }
 _BY_EXTENSION = {extension: language.name for language in LANGUAGES.values() for extension in language.extensions}

@@ -28,7 +28,7 @@ def comment_bytes(
     names = np.array([name or "" for name in languages], dtype=object)
     counts = np.full(len(names), np.nan)
     for language in _commented(languages):
-        spans = _line_comments(data_N, language.line_comments, landmarks)
+        spans = _line_comments(data_N, offsets, language, landmarks)
         for opening, closing in language.block_comments:
             blocks = _outside(_blocks(data_N, offsets, opening, closing, landmarks), spans)
             spans = _merged(_outside(spans, blocks), blocks)
@@ -66,11 +66,25 @@ def _find(data_N: np.ndarray, marker: bytes, landmarks: Mapping[int, np.ndarray]
     return at
 
 
-def _line_comments(data_N: np.ndarray, markers: tuple[bytes, ...], landmarks: Mapping[int, np.ndarray]) -> Spans:
+def _starting_with(data_N: np.ndarray, at: np.ndarray, marker: bytes) -> np.ndarray:
+    """Those positions from which the bytes are those of `marker`."""
+    at = at[at + len(marker) <= len(data_N)]
+    for shift, byte in enumerate(marker):
+        at = at[data_N[at + shift] == byte]
+    return at
+
+
+def _line_comments(
+    data_N: np.ndarray, offsets: np.ndarray, language: Language, landmarks: Mapping[int, np.ndarray]
+) -> Spans:
     """From the first marker of a line to its end; `://` is an address and no comment."""
     newlines = landmarks[ord("\n")]
-    starts = np.sort(np.concatenate([_find(data_N, marker, landmarks) for marker in markers] or [newlines[:0]]))
-    if b"//" in markers:
+    found = [newlines[:0], *(_find(data_N, marker, landmarks) for marker in language.line_comments)]
+    if language.column_one_comments:
+        first_N = np.union1d(newlines + 1, offsets[:-1])
+        found += [_starting_with(data_N, first_N, marker) for marker in language.column_one_comments]
+    starts = np.sort(np.concatenate(found))
+    if b"//" in language.line_comments:
         starts = starts[(starts == 0) | (data_N[starts - 1] != ord(":"))]
     line = np.searchsorted(newlines, starts)
     first = np.diff(line, prepend=-1) > 0

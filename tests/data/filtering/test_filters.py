@@ -41,6 +41,9 @@ def test_measures_equal_the_plain_definitions(texts):
         ("c", "// not /* open\nint a;\n", "// not /* open"),
         ("haskell", "f x = x -- same\n", "-- same"),
         ("html", "<p><!-- a --></p>\n", "<!-- a -->"),
+        ("fortran", "* a!b\n      x = y\n", "* a!b"),
+        ("fortran", "      x = y * C ! z\nC     b\ncall f\n", "! zC     b"),
+        ("visual-basic", "REM a\nx = 1 ' b\n", "REM a' b"),
     ],
 )
 def test_comments_are_found_by_their_markers(language, text, comment):
@@ -115,7 +118,13 @@ def test_every_filter_can_be_switched_off():
 
 @pytest.mark.parametrize(
     ("path", "dropped"),
-    [("a/webpack.config.js", True), ("setup.cfg", True), ("src/.eslintrc.js", True), ("src/configure_rows.py", False)],
+    [
+        ("a/webpack.config.js", True),
+        ("setup.cfg", True),
+        ("src/.eslintrc.js", True),
+        ("karma.conf.js", True),
+        ("logging/config.py", False),
+    ],
 )
 def test_configuration_files_by_name(path, dropped):
     assert bool(reasons(CleanSettings(), row(0, path=path))) == dropped
