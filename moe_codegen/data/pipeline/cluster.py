@@ -67,7 +67,11 @@ class UnitsStep(PipelineStep):
         """Do this task's share."""
         for job in self.jobs[rank::world_size]:
             with self.track_time("unit"):
-                self.function(*job)
+                try:
+                    self.function(*job)
+                except Exception as error:  # told to whoever waits for the unit's record
+                    _failure(job).write_text(f"{type(error).__name__}: {error}")
+                    raise
         yield from data or ()
 
 
@@ -76,7 +80,8 @@ class DatatroveMapper:
 
     `make_executor(pipeline, tasks)` makes one, such as
     `lambda pipeline, tasks: LocalPipelineExecutor(pipeline, tasks, workers=4, logging_dir=..., skip_completed=False)`.
-    An executor that only submits (Slurm) is waited for by the units' records, `poll_seconds` between looks.
+    An executor that only submits (Slurm) is waited for by the units' records, `poll_seconds` between looks, until all
+    are done or one has failed. A task that is killed leaves no word: then stop waiting, and run again.
     """
 
     def __init__(
@@ -85,12 +90,19 @@ class DatatroveMapper:
         self.make_executor, self.tasks, self.poll_seconds = make_executor, tasks, poll_seconds
 
     def __call__(self, function: Callable[..., None], jobs: Jobs, num_proc: int, progress: Progress | None) -> None:
-        """Run the jobs; raises `WorkerError` where some are left undone."""
+        """Run the jobs; raises `WorkerError` where some have failed or are left undone."""
         if not jobs:
             return
+        for job in jobs:
+            _failure(job).unlink(missing_ok=True)
         self.make_executor([UnitsStep(function, jobs)], min(self.tasks, len(jobs))).run()
-        while self.poll_seconds is not None and _undone(jobs):
+        while self.poll_seconds is not None and _undone(jobs) and not _failed(jobs):
             time.sleep(self.poll_seconds)
+        if failed := _failed(jobs):
+            said = failed[0].read_text()
+            raise WorkerError(
+                f"{len(failed)} of {len(jobs)} units failed, the first with {said}; mend that and run again"
+            )
         if left := _undone(jobs):
             raise WorkerError(f"{len(left)} of {len(jobs)} units were not done; see the executor's logs, and run again")
 
@@ -98,6 +110,16 @@ class DatatroveMapper:
 def _undone(jobs: Jobs) -> list[int]:
     """Numbers of the jobs that left no record."""
     return [number for _, _, number, _, records, _ in jobs if not record_path(records, number).exists()]
+
+
+def _failure(job: tuple[Any, ...]) -> Path:
+    """Where a unit that has failed says with what."""
+    _, _, number, _, records, _ = job
+    return record_path(records, number).with_suffix(".failed")
+
+
+def _failed(jobs: Jobs) -> list[Path]:
+    return [path for path in map(_failure, jobs) if path.exists()]
 
 
 def clean_on(mapper: DatatroveMapper, source: Source, out: str | Path, settings: CleanSettings | None = None) -> Record:

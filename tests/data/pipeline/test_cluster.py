@@ -1,9 +1,12 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from moe_codegen.data.deduplication.dedup import dedup
 from moe_codegen.data.filtering.clean import clean
 from moe_codegen.data.filtering.filters import CleanSettings
 from moe_codegen.data.reading.sources import open_source
+from moe_codegen.errors import WorkerError
 from tests.data.inputs import code, edited, row, tree, write
 
 datatrove = pytest.importorskip("datatrove", reason="needs the extra `cluster`")
@@ -41,6 +44,26 @@ def test_datatrove_gives_the_same_bytes_as_one_machine(tmp_path, mapper):
     dedup_on(mapper, cleaned, tmp_path / "there-dedup")
     assert tree(tmp_path / "here-dedup") == tree(tmp_path / "there-dedup")
     assert 30 < manifest["rows"] < 100
+
+
+def test_a_unit_that_fails_in_a_submitted_task_is_not_waited_for(tmp_path):
+    from moe_codegen.data.pipeline.cluster import DatatroveMapper, clean_on
+
+    class Submitting:
+        def __init__(self, pipeline, tasks):
+            self.step, self.tasks = pipeline[0], tasks
+
+        def run(self):
+            for rank in range(self.tasks):
+                pool.submit(lambda rank=rank: list(self.step.run(None, rank, self.tasks)))
+
+    write(tmp_path / "in", ROWS[:3], "a.parquet")
+    write(tmp_path / "in", [row(9, stars="many")], "b.parquet")
+    mapper = DatatroveMapper(Submitting, 2, poll_seconds=0.01)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):  # what has failed is tried again
+            with pytest.raises(WorkerError, match=r"1 of \d units failed, the first with ColumnError: column `stars`"):
+                clean_on(mapper, open_source(tmp_path / "in"), tmp_path / "out")
 
 
 def test_the_filter_in_a_pipeline_of_documents(tmp_path):
