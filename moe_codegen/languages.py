@@ -69,7 +69,15 @@ LANGUAGES = {
 }
 _BY_EXTENSION = {extension: language.name for language in LANGUAGES.values() for extension in language.extensions}
 _BY_FILE_NAME = {name: language.name for language in LANGUAGES.values() for name in language.file_names}
-_OTHER_SPELLINGS = {"c++": "cpp", "c#": "c-sharp", "js": "javascript", "py": "python", "ts": "typescript"}
+_OTHER_SPELLINGS = {
+    "c++": "cpp",
+    "c#": "c-sharp",
+    "csharp": "c-sharp",
+    "golang": "go",
+    "js": "javascript",
+    "py": "python",
+    "ts": "typescript",
+}
 
 
 @cache

@@ -66,10 +66,10 @@ def as_record(settings: Any) -> dict[str, Any]:
     return record
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the one it may have meant, or all there are."""
+def nearest(name: str, names: Iterable[str], kind: str = "keys") -> str:
+    """The end of a message about an unknown name: the one it may have meant, or all there are of its kind."""
     near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; the keys are {', '.join(names)}"
+    return f"; did you mean `{near[0]}`?" if near else f"; the {kind} are {', '.join(names)}"
 
 
 def _as_json(value: Any, *, is_path: bool) -> Any:

@@ -12,6 +12,9 @@ from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.passes.tally import merged
 from moe_codegen.data.reading.sources import Source, Unit
+from moe_codegen.errors import ConfigError
+from moe_codegen.languages import LANGUAGES, canonical_language
+from moe_codegen.settings import nearest
 
 
 def clean(
@@ -19,12 +22,24 @@ def clean(
 ) -> Record:
     """Write the files of `source` that pass every filter to `out`; returns the manifest.
 
-    The manifest counts what was dropped and why, and holds histograms of what the filters measured.
+    The manifest counts what was dropped and why, and holds histograms of what the filters measured. Raises
+    `ConfigError` for a language that no file of the source can be in.
     """
     settings = settings or CleanSettings()
+    _check_languages(source, settings)
     if settings.permissive_only and not source.has_licenses:
         warnings.warn(f"{source.name} has no column of licences: the licence filter is off", stacklevel=2)
     return run_stage("clean", source, out, settings, clean_body, num_proc=num_proc, quiet=quiet)
+
+
+def _check_languages(source: Source, settings: CleanSettings) -> None:
+    """Languages told from file names are among ours; only a column of languages may hold others."""
+    if any(unit.layout.sources("language") for unit in source.units):
+        return
+    possible = {*LANGUAGES, *(unit.layout.language for unit in source.units if unit.layout.language)}
+    for name in map(canonical_language, settings.languages):
+        if name not in possible:
+            raise ConfigError(f"no file is known to be in `{name}`{nearest(name, sorted(possible), 'languages')}")
 
 
 def clean_body(stage: Stage) -> tuple[Record, list[Record]]:
@@ -35,6 +50,10 @@ def clean_body(stage: Stage) -> tuple[Record, list[Record]]:
         histograms.merge(record["histograms"])
         licenses.update(record["licenses"])
     tally = merged(records)
+    seen = {language for some in tally.record().values() for language in some}
+    for name in sorted({*map(canonical_language, stage.settings.languages)} - seen):
+        told = f"no file of {stage.source.name} is in `{name}`{nearest(name, sorted(seen), 'languages')}"
+        warnings.warn(told, stacklevel=2)
     summary = {"tally": tally.record(), "histograms": histograms.record(), "licenses": dict(licenses.most_common())}
     return summary, records
 

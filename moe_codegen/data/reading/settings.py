@@ -9,8 +9,8 @@ from moe_codegen.settings import setting
 class SourceSettings:
     """Where rows are read from, beside the path or the Hub id."""
 
-    layout: str = setting("", "column layout by name, or checkouts for a folder of repositories; empty: told from IN")
-    columns: tuple[str, ...] = setting((), "OURS=THEIRS column names of another dataset, such as content=code")
+    layout: str = setting("", "usual or the-stack columns, or checkouts for repositories; empty: told from IN")
+    columns: tuple[str, ...] = setting((), "OURS=THEIRS for columns of other names than usual, such as content=body")
     config: str = setting("", "Hub dataset: its configuration")
     data_dir: str = setting("", "Hub dataset: folder inside it, such as data/python")
     split: str = setting("train", "Hub dataset: its split")

@@ -140,7 +140,7 @@ def _local_units(path: Path, settings: SourceSettings, find: LayoutFinder, unit_
         )
     if tables and (is_told or not code):
         unread = [file for file in files if _UNREAD.search(file.name) and not file.name.endswith(_TABLES)]
-        return _file_units(sorted(tables + unread), path, find, unit_bytes)
+        return _file_units([*unread, *sorted(tables)], path, find, unit_bytes)
     if not code and not any(child.is_dir() for child in path.iterdir()):
         raise SourceError(f"{as_text(path)} holds no {' or '.join(_TABLES[:2])} file and no folder of a repository")
     return checkout_units(path, unit_bytes)

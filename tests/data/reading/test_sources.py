@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 
 from moe_codegen.data.filtering.clean import clean
+from moe_codegen.data.filtering.filters import CleanSettings
 from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.reading.sources import open_source
-from moe_codegen.errors import SourceError
+from moe_codegen.errors import ConfigError, SourceError
 from tests.data.inputs import code, row, write
 
 
@@ -89,6 +90,19 @@ def test_the_language_of_rows_that_name_none_is_the_same_from_wherever_they_are_
     for place in ("data", "data/cpp", "data/cpp/train.parquet"):
         (unit,) = open_source(tmp_path / place).units
         assert unit.layout.language == "cpp"
+
+
+def test_a_language_that_no_file_is_in_is_said_to_be_so(tmp_path):
+    folder, asked = write(tmp_path / "in", [row(1)]), CleanSettings(languages=("python", "jvaa", "Kotlin"))
+    with pytest.warns(UserWarning, match="^no file of .*/in is in") as told:
+        clean(open_source(folder), tmp_path / "out", asked)
+    assert [str(one.message).partition(" is in ")[2] for one in told] == [
+        "`jvaa`; the languages are python",
+        "`kotlin`; the languages are python",
+    ]
+    write(tmp_path / "untold", [{"path": "a.py", "content": code(1)}])
+    with pytest.raises(ConfigError, match=r"no file is known to be in `jvaa`; did you mean `java`\?"):
+        clean(open_source(tmp_path / "untold"), tmp_path / "other", asked)
 
 
 def test_a_damaged_or_empty_file_is_said_to_be_so(tmp_path):
