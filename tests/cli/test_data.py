@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from moe_codegen.cli.data import app
 from tests.data.inputs import row, write
 
-SOURCE = "columns config data-dir language layout revision split"
+SOURCE = "columns config data-dir language layout limit revision split"
 COMMON = "dry-run help json num-proc quiet"
 FLAGS = {
     "inspect": "",

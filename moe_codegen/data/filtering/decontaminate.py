@@ -82,7 +82,7 @@ def _decontaminate(patterns: list[Pattern], commits: dict[str, str], stage: Stag
         found.update(record["problems"])
     summary = {
         "tally": merged(records).record(),
-        "benchmark_commits": commits,
+        **({"benchmark_commits": commits} if commits else {}),
         "patterns": len(patterns),
         "problems_found": dict(sorted(found.items())),
     }

@@ -11,6 +11,7 @@ _FIGURES = (
     "columns",
     "repositories",
     "split_rows",
+    "benchmark_commits",
     "patterns",
     "problems_found",
     "characters_per_token",

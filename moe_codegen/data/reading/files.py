@@ -7,16 +7,18 @@ from typing import Any
 
 import xxhash
 
+from moe_codegen.errors import SourceError
+
 
 def walk(
     root: Path, skipped: Collection[str], *, follow_links: bool = False
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Each folder from `root` down with the names of its folders and files, sorted, without the `skipped` folders.
 
-    A folder that is reached by several links is met once.
+    A folder that is reached by several links is met once. Raises `SourceError` for one that cannot be listed.
     """
     met: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=follow_links):
+    for folder, folders, names in os.walk(root, followlinks=follow_links, onerror=_refuse):
         if follow_links:
             if (real := os.path.realpath(folder)) in met:
                 folders.clear()
@@ -24,6 +26,10 @@ def walk(
             met.add(real)
         folders[:] = sorted(name for name in folders if name not in skipped)
         yield Path(folder), folders, sorted(names)
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(f"{as_text(error.filename)} cannot be listed: {error.strerror}") from error
 
 
 def as_text(path: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moe_codegen.errors import ConfigError
 from moe_codegen.settings import setting
 
 
@@ -16,3 +17,8 @@ class SourceSettings:
     split: str = setting("train", "Hub dataset: its split")
     revision: str = setting("", "Hub dataset: its revision, such as v1.2")
     language: str = setting("", "language of every row that names none")
+    limit: int | None = setting(None, "rows to read at most, for a trial: some of many parts of IN")
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit={self.limit} should be at least one row")

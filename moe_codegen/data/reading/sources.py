@@ -19,6 +19,7 @@ from moe_codegen.data.reading.hub import HubUnit, hub_units
 from moe_codegen.data.reading.jsonl import jsonl_units
 from moe_codegen.data.reading.parquet import parquet_units
 from moe_codegen.data.reading.settings import SourceSettings
+from moe_codegen.data.reading.trial import first_rows
 from moe_codegen.data.rows.batch import Batch
 from moe_codegen.data.rows.schema import LAYOUTS, SCHEMA, Layout, LayoutFinder, find_layout
 from moe_codegen.errors import ColumnError, SourceError
@@ -109,7 +110,9 @@ def open_source(source: str | Path, settings: SourceSettings | None = None, unit
         one, two = list(schemas.values())[:2]
         raise ColumnError(f"{one.name} and {two.name} are of different columns; read them into folders of their own")
     has_licenses = any(unit.layout.sources("licenses") for unit in units)
-    return Source(str(source), tuple(units), units[0].layout.schema, has_licenses)
+    schema = units[0].layout.schema
+    units = units if settings.limit is None else first_rows(units, settings.limit)
+    return Source(str(source), tuple(units), schema, has_licenses)
 
 
 def _refuse_hub_settings(path: Path, settings: SourceSettings) -> None:

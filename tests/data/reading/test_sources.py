@@ -9,6 +9,7 @@ import pytest
 
 from moe_codegen.data.filtering.clean import clean
 from moe_codegen.data.filtering.filters import CleanSettings
+from moe_codegen.data.reading.files import walk
 from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.reading.sources import open_source
 from moe_codegen.errors import ConfigError, SourceError
@@ -56,6 +57,26 @@ def test_json_files_are_json_lines_where_there_is_nothing_else(tmp_path):
     write_lines(tmp_path / "in" / "data" / "python" / "data.json", 1, 2)
     for place in ("in", "in/data/python/data.json"):
         assert paths_of(tmp_path / place) == ["src/file1.py", "src/file2.py"]
+
+
+def test_a_trial_takes_rows_from_all_over_the_source(tmp_path):
+    for part in range(40):
+        write(tmp_path / "in", [row(10 * part + each) for each in range(10)], f"{part:02d}.parquet")
+    seeds = [int(path.removeprefix("src/file").removesuffix(".py")) for path in paths_of(tmp_path / "in", limit=40)]
+    assert len(seeds) == 40
+    assert len({seed // 10 for seed in seeds}) == 16
+    assert max(seed % 10 for seed in seeds) == 2
+    assert paths_of(tmp_path / "in", limit=1) == ["src/file0.py"]
+    assert len(paths_of(tmp_path / "in", limit=1000)) == 16 * 10
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a.jsonl").write_text("\n".join([json.dumps(row(1)), *9 * ["{"]]))
+    manifest = clean(open_source(tmp_path / "lines", SourceSettings(limit=3)), tmp_path / "out")
+    assert {reason: sum(files for files, _ in some.values()) for reason, some in manifest["tally"].items()} == {
+        "kept": 1,
+        "malformed_json": 2,
+    }
+    with pytest.raises(ConfigError, match="limit=0 should be at least one row"):
+        SourceSettings(limit=0)
 
 
 def test_tables_beside_source_code_have_to_be_told(tmp_path):
@@ -116,6 +137,8 @@ def test_a_damaged_or_empty_file_is_said_to_be_so(tmp_path):
     path.write_bytes(gzip.compress(b"\n"))
     with pytest.raises(SourceError, match="holds no row"):
         open_source(tmp_path / "in")
+    with pytest.raises(SourceError, match="gone cannot be listed: No such file"):
+        list(walk(tmp_path / "gone", ()))
 
 
 def test_names_that_are_not_utf8_are_read_and_told_of(tmp_path):
