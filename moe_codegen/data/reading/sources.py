@@ -86,8 +86,8 @@ def open_source(source: str | Path, settings: SourceSettings | None = None, unit
     """The units of a Parquet or JSONL file, a folder of them, a folder of checkouts, or a dataset on the Hub.
 
     A path that exists is local; anything else of the form `owner/name` is a Hub id. A folder of tables is one without
-    source code outside of them; where there are both the layout has to say which is meant, except that git clones with
-    source code are always checkouts.
+    source code beside them; where there are both the layout has to say which is meant. Where it says nothing, clones
+    with source code are checkouts.
 
     Raises `SourceError` where there is nothing to read, `ColumnError` where a column is missing, `GatedDatasetError`
     where the Hub wants a sign-in.
@@ -127,26 +127,30 @@ def _refuse_hub_settings(path: Path, settings: SourceSettings) -> None:
 def _local_units(path: Path, settings: SourceSettings, find: LayoutFinder, unit_bytes: int) -> Iterator[Unit]:
     if path.is_file():
         return _file_units([path], path.parent, find, unit_bytes)
-    if settings.layout == CHECKOUTS:
+    is_told = bool(settings.layout or settings.columns)
+    clones = any(path.glob("*/.git")) and not is_told
+    if settings.layout == CHECKOUTS or (clones and any(map(is_source_code, _names(path)))):
         return checkout_units(path, unit_bytes)
     files = [folder / name for folder, _, names in walk(path, _ASIDE, follow_links=True) for name in names]
     code = next((file for file in files if is_source_code(file.name)), None)
-    clones = any(path.glob("*/.git"))
     tables = [file for file in files if file.name.endswith(_TABLES)]
     if not (tables or code or clones):
         tables = [file for file in files if file.name.endswith(".json")]  # beside others it describes them
-    is_told = bool(settings.layout or settings.columns)
-    if tables and code and not (clones or is_told):
+    if tables and code and not is_told:
         raise SourceError(
             f"{as_text(path)} holds tables ({as_text(tables[0].relative_to(path))}) and source code "
             f"({as_text(code.relative_to(path))}); say which is meant: --layout usual or --layout {CHECKOUTS}"
         )
-    if tables and (is_told or not code):
+    if tables:
         unread = [file for file in files if _UNREAD.search(file.name) and not file.name.endswith(_TABLES)]
         return _file_units([*unread, *sorted(tables)], path, find, unit_bytes)
     if not code and not any(child.is_dir() for child in path.iterdir()):
         raise SourceError(f"{as_text(path)} holds no {' or '.join(_TABLES[:2])} file and no folder of a repository")
     return checkout_units(path, unit_bytes)
+
+
+def _names(path: Path) -> Iterator[str]:
+    return (name for _, _, names in walk(path, _ASIDE) for name in names)
 
 
 def _with_language(unit: Any, path: Path, settings: SourceSettings) -> Layout:
