@@ -50,6 +50,8 @@ def _from_phi_msft(config: dict[str, Any]) -> dict[str, Any]:
         "initializer_range",
         "tie_word_embeddings",
         "torch_dtype",
+        "pad_token_id",
+        "use_cache",
     )
     return {**{key: config[key] for key in kept if key in config}, **renamed}
 

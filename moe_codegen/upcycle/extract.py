@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from moe_codegen.architectures import Layout
 from moe_codegen.architectures.dense import bind, dense_config, empty_model
@@ -31,6 +31,9 @@ from moe_codegen.upcycle.options import parse_size
 from moe_codegen.upcycle.provenance import version_of
 from moe_codegen.upcycle.sidecars import copy_sidecars
 from moe_codegen.upcycle.weights import blend, shares
+
+# What config.json called parts of `rope_parameters` before transformers 5, and still reads first.
+OLD_ROPE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def extract(
 ) -> ExtractReport:
     """Write one expert of a mixture, or a weighted merge of its experts, as a dense checkpoint.
 
-    The result has the layout and `config.json` of the mixture's dense source, so what was upcycled from copies comes
+    The result has the layout of the mixture's dense source, and its `config.json` but for what was set since, so what was upcycled from copies comes
     back bit for bit (but for mask buffers, which hold no weights). Everything outside the experts is the mixture's.
     A shared expert counts with its share of the output.
 
@@ -69,7 +72,8 @@ def extract(
         progress: as for `upcycle`.
 
     Raises:
-        ConfigError: no such expert, or weights that cannot be scaled to sum to 1.
+        ConfigError: no such expert, weights that cannot be scaled to sum to 1, or a setting of the mixture that the
+            source's layout has no word for.
         CheckpointError: the source is no readable mixture.
         OutputError, ResumeError: as for `upcycle`.
     """
@@ -169,25 +173,55 @@ class _Mixture:
 
 
 def _source_of(config: MoEConfig) -> tuple[Layout, dict[str, Any], dict[str, str]]:
-    """Layout, `config.json` and tied duplicates of the dense source; the canonical ones where there was none."""
-    if config.source is not None:
-        layouts = {layout.name: layout for layout in config.architecture.layouts}
-        layout, raw = layouts[config.source["layout"]], dict(config.source["config"])
-        # What the mixture was given since it was made: new tokens, another dtype.
-        if config.vocab_size != dense_config(config.architecture, layout, raw).vocab_size:
-            raw["vocab_size"] = config.vocab_size
-        dtype = str(config.dtype).removeprefix("torch.")
-        if dtype != config.source["dtype"]:
-            raw["dtype" if "dtype" in raw else "torch_dtype"] = dtype
-        return layout, raw, config.source["duplicates"]
-    dense = AutoConfig.for_model(config.architecture.family)
-    fields = {key: value for key, value in config.to_dict().items() if key in dense.to_dict()}
-    raw = {
-        **fields,
-        "model_type": config.architecture.family,
-        "architectures": [f"{config.architecture.class_prefix}ForCausalLM"],
-    }
-    return config.architecture.layouts[0], raw, {}
+    """Layout, `config.json` and tied duplicates of the dense checkpoint: its source's, or else the canonical ones."""
+    if config.source is None:
+        architecture = config.architecture
+        raw = {
+            **_family_fields(config),
+            "model_type": architecture.family,
+            "architectures": [f"{architecture.class_prefix}ForCausalLM"],
+            "dtype": _dtype_name(config),
+        }
+        return architecture.layouts[0], raw, {}
+    layouts = {layout.name: layout for layout in config.architecture.layouts}
+    layout = layouts[config.source["layout"]]
+    raw = _with_what_changed(config, layout, dict(config.source["config"]))
+    return layout, raw, config.source["duplicates"] if config.tie_word_embeddings else {}
+
+
+def _with_what_changed(config: MoEConfig, layout: Layout, raw: dict[str, Any]) -> dict[str, Any]:
+    """`raw`, the source's `config.json`, with what the mixture was given since: new tokens, longer contexts, a dtype.
+
+    Raises:
+        ConfigError: the layout's `config.json` cannot say it.
+    """
+    wanted, source = _family_fields(config), dense_config(config.architecture, layout, raw)
+    changed = {key: value for key, value in wanted.items() if value != _family_fields(source)[key]}
+    if "rope_parameters" in changed:  # what older files say instead would be believed first
+        raw = {key: value for key, value in raw.items() if key not in OLD_ROPE_FIELDS}
+    raw |= changed
+    if _dtype_name(config) != config.source["dtype"]:
+        raw["dtype" if "dtype" in raw else "torch_dtype"] = _dtype_name(config)
+    written = _family_fields(dense_config(config.architecture, layout, raw))
+    for key in changed:
+        if written[key] != wanted[key]:
+            raise ConfigError(
+                f"the mixture's {key} is {wanted[key]!r}, its source's was {_family_fields(source)[key]!r}, and the "
+                f"config.json of a {layout.name} checkpoint cannot say so; set it back in the mixture's config.json"
+            )
+    return raw
+
+
+def _family_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a dense configuration that only its family has, of `config`: that or a mixture's."""
+    family = config.architecture.family if isinstance(config, MoEConfig) else config.model_type
+    every_model = PreTrainedConfig().to_dict()
+    fields = config.to_dict()
+    return {key: fields[key] for key in AutoConfig.for_model(family).to_dict() if key not in every_model}
+
+
+def _dtype_name(config: MoEConfig) -> str:
+    return str(config.dtype).removeprefix("torch.")
 
 
 def expert_names(config: MoEConfig) -> list[str]:

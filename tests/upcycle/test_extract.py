@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from moe_codegen import MoEConfig, MoEForCausalLM, extract, upcycle
+from moe_codegen.architectures import DenseCheckpoint
 from moe_codegen.errors import CheckpointError, ConfigError, OutputError, ResumeError
+from moe_codegen.upcycle.mapped import mapped_dense
 from tests.tiny import FAMILIES, LAYOUTS, VOCABULARY, dense_model
 from tests.upcycle.checkpoints import Steps, config_of, copy_of, dense, hashes_of, headers_of, same, tensors_of, tuned
 
@@ -103,6 +105,41 @@ def test_a_mixture_that_was_loaded_grown_and_saved_again_comes_back_with_its_new
     extract(tmp_path / "grown", tmp_path / "back")
     assert config_of(tmp_path / "back")["vocab_size"] == VOCABULARY + 8
     assert len(AutoModelForCausalLM.from_pretrained(tmp_path / "back").get_input_embeddings().weight) == VOCABULARY + 8
+
+
+CHANGES = {  # layout -> what a mixture is given after it was made
+    "llama": {
+        "max_position_embeddings": 256,
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        "rms_norm_eps": 1e-3,
+        "eos_token_id": 5,
+        "use_cache": False,
+    },
+    "santacoder": {"layer_norm_epsilon": 1e-2, "eos_token_id": 5, "tie_word_embeddings": False},
+    "phi-msft": {"eos_token_id": 5, "pad_token_id": 1, "use_cache": False},
+}
+
+
+@pytest.mark.parametrize(("layout", "changes"), CHANGES.items())
+def test_what_was_set_since_the_conversion_comes_out_too(layout, changes, tmp_path):
+    old_words = {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 2.0}} if layout == "llama" else {}
+    source = copy_of(dense(layout), tmp_path / "source", **old_words)
+    upcycle(source, tmp_path / "moe", num_experts=2)
+    model = MoEForCausalLM.from_pretrained(tmp_path / "moe", **changes).eval()
+    model.lm_head.weight = torch.nn.Parameter(1.5 * model.lm_head.weight)  # trained
+    model.save_pretrained(tmp_path / "changed")
+    extract(tmp_path / "changed", tmp_path / "back")
+    back = mapped_dense(DenseCheckpoint(tmp_path / "back"))
+    assert {key: getattr(back.config, key) for key in changes} == changes
+    ids = torch.arange(60)[None]
+    torch.testing.assert_close(back(ids).logits, model(ids).logits)
+
+
+def test_a_setting_that_the_layout_has_no_word_for_is_refused(tmp_path):
+    upcycle(dense("phi-msft"), tmp_path / "moe", num_experts=2)
+    changed = copy_of(tmp_path / "moe", tmp_path / "changed", max_position_embeddings=256)
+    with pytest.raises(ConfigError, match="max_position_embeddings is 256, its source's was 64, .* phi-msft"):
+        extract(changed, tmp_path / "back")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
