@@ -13,7 +13,7 @@ def open_mixture(folder: Path, allow_quantised: bool = False) -> tuple[MoEConfig
     """Configuration and weights of the mixture in `folder`; reads headers only.
 
     Raises:
-        CheckpointError: it is none, its weights are not those its configuration asks for, or its experts are
+        CheckpointError: it is none, its weights are not just those its configuration asks for, or its experts are
             quantised and that is not allowed.
     """
     model_type = read_json(folder / "config.json").get("model_type", "")
@@ -28,11 +28,20 @@ def open_mixture(folder: Path, allow_quantised: bool = False) -> tuple[MoEConfig
         raise CheckpointError(
             f"the experts of {folder} are quantised ({quantisation}); give the mixture that it was made from"
         )
-    for name, parameter in stored_model(config).named_parameters():
+    model = stored_model(config)
+    for name, parameter in model.named_parameters():
         found = reader.headers.get(name)
         if found is None or found.shape != tuple(parameter.shape):
             raise CheckpointError(
                 f"{folder} {'lacks' if found is None else f'holds {found.shape} for'} {name}, for which its "
                 f"config.json asks as {tuple(parameter.shape)}; fetch or convert it again"
             )
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # tied ones may be stored twice
+    unknown = sorted(reader.keys() - known)
+    if unknown:
+        raise CheckpointError(
+            f"{folder} holds {unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''}, which its config.json "
+            "has no place for, and nothing is dropped silently: merge adapters first, or remove the tensor if you know "
+            "what it is"
+        )
     return config, reader

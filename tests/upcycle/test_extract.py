@@ -233,6 +233,7 @@ def test_a_dense_checkpoint_is_no_mixture_even_where_its_config_names_code_to_ru
     [
         (lambda t: t.pop("model.layers.1.mlp.experts.up_proj"), "lacks model.layers.1.mlp.experts.up_proj"),
         (lambda t: t.update({"model.layers.1.mlp.gate.weight": torch.ones(3, 32)}), r"holds \(3, 32\) for .*gate"),
+        (lambda t: t.update(lora_A=torch.ones(3)), "holds lora_A, which .* has no place for, .* merge adapters first"),
     ],
 )
 def test_a_mixture_that_is_not_whole_is_refused(change, message, tmp_path):
