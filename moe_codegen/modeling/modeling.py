@@ -4,6 +4,7 @@ Each family's classes (`families.py`) put these bases before transformers' own, 
 for the dense model (attention, caches, generation, saving) it does for the mixture.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -63,6 +64,10 @@ class MoEPreTrainedModel(PreTrainedModel):
                     init.normal_(parameter, std=self.config.initializer_range)
         else:
             super()._init_weights(module)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        packing.check_packed_stay(self, fn)  # or they would refuse when what comes before them has been cast
+        return super()._apply(fn, recurse)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:

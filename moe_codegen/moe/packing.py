@@ -25,8 +25,9 @@ class PackedExperts(nn.Module):
         self.up_name = "gate_up_proj" if plain.has_gate else "up_proj"
         self.activation = ACTIVATION_OF[type(plain.act_fn)]
         for name in (self.up_name, "down_proj"):
-            packed = pack_matrices(getattr(plain, name).detach())
-            self.register_parameter(name, nn.Parameter(packed, requires_grad=False))
+            matrices = getattr(plain, name)
+            self.register_parameter(name, nn.Parameter(pack_matrices(matrices.detach()), matrices.requires_grad))
+            del matrices
             setattr(plain, name, None)  # one matrix at a time is held twice
             self.register_parameter(f"{name}_bias", getattr(plain, f"{name}_bias") if plain.has_bias else None)
 
@@ -36,7 +37,8 @@ class PackedExperts(nn.Module):
         Raises:
             ConfigError: gradients are asked for.
         """
-        if torch.is_grad_enabled() and hidden_states.requires_grad:
+        leaves = (hidden_states, *self.parameters())
+        if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
             raise ConfigError("packed experts have no gradients; call unpack_experts(model) before training")
         up, up_bias, down, down_bias = self._parameters.values()
         assert up is not None
@@ -58,7 +60,8 @@ class PackedExperts(nn.Module):
         """The module it was made from, with its matrices again; this one is empty after."""
         (plain,) = self._plain
         for name in (self.up_name, "down_proj"):
-            setattr(plain, name, nn.Parameter(unpack_matrices(getattr(self, name))))
+            packed = getattr(self, name)
+            setattr(plain, name, nn.Parameter(unpack_matrices(packed.detach()), packed.requires_grad))
             setattr(self, name, None)
         return plain
 
@@ -67,7 +70,20 @@ class PackedExperts(nn.Module):
         for name in (self.up_name, "down_proj"):
             destination[prefix + name] = unpack_matrices(getattr(self, name).detach())
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in (self.up_name, "down_proj"):
+            packed, given = getattr(self, name), state_dict.get(prefix + name)
+            experts, panels, columns, panel = packed.shape
+            if given is not None and given.shape == (experts, panels * panel, columns):
+                state_dict = {**state_dict, prefix + name: pack_matrices(given.to(packed.dtype))}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self.check_stays(fn)
+        return super()._apply(fn, recurse)
+
+    def check_stays(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Raise ConfigError if `fn`, about to be applied to every parameter, would cast or move these."""
         here = getattr(self, self.up_name)
         there = fn(here.new_empty(1))
         if (there.dtype, there.device) != (here.dtype, here.device):
@@ -75,7 +91,6 @@ class PackedExperts(nn.Module):
                 f"experts packed as {here.dtype} on {here.device} cannot become {there.dtype} on {there.device}; "
                 "call unpack_experts(model) first"
             )
-        return super()._apply(fn, recurse)
 
 
 def pack_experts(model: nn.Module) -> int:
@@ -92,7 +107,7 @@ def pack_experts(model: nn.Module) -> int:
         why = "quantised experts, which are stored in the order they are read" if quantised else "no experts to pack"
         logger.warning_once(f"pack_experts left {type(model).__name__} as it is: it has {why}")
     for parent, name, experts in found:
-        reason = why_not(experts) or _why_not_its_weights(experts)
+        reason = _why_not_under_adapters(name) or why_not(experts) or _why_not_its_weights(experts)
         if reason is not None:
             logger.warning_once(f"{type(experts).__name__} {reason}; it stays as it is")
         else:
@@ -109,6 +124,13 @@ def unpack_experts(model: nn.Module) -> None:
                 setattr(parent, name, child.unpack())
 
 
+def check_packed_stay(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    """Raise ConfigError if `fn` would cast or move packed experts of `model`, before it does so to anything else."""
+    for module in model.modules():
+        if isinstance(module, PackedExperts):
+            module.check_stays(fn)
+
+
 def is_packed(model: nn.Module) -> bool:
     """Whether any experts of `model` are packed."""
     return any(isinstance(module, PackedExperts) for module in model.modules())
@@ -120,6 +142,11 @@ def _experts_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
         for name, child in parent.named_children():
             if hasattr(child, "down_proj") and hasattr(child, "is_transposed"):  # transformers' decorator sets it
                 yield parent, name, child
+
+
+def _why_not_under_adapters(name: str) -> str | None:
+    # What PEFT wraps it calls so, and goes on to change the wrapped module's plain matrices.
+    return "has adapters; merge them first with merge_and_unload()" if name == "base_layer" else None
 
 
 def _why_not_its_weights(experts: Any) -> str | None:

@@ -52,6 +52,38 @@ def test_unpacking_gives_back_every_parameter(model):
         assert all(torch.equal(state[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize("frozen_before", [True, False])
+def test_what_is_frozen_stays_frozen(frozen_before, model):
+    if frozen_before:
+        model.requires_grad_(False)
+    pack_experts(model)
+    model.requires_grad_(False)
+    unpack_experts(model)
+    assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def test_a_packed_model_takes_plain_weights_and_refuses_others(model):
+    other = mixture(model.config.architecture.family, spread=0.5, dense=FAMILIES[model.config.architecture.family])
+    expected = logits(other.eval())
+    pack_experts(model)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(logits(model), expected)
+    with pytest.raises(RuntimeError, match="size mismatch for .*down_proj"):
+        model.load_state_dict({name: t[:1] if "down_proj" in name else t for name, t in other.state_dict().items()})
+
+
+def test_experts_under_adapters_stay_and_are_named(model, monkeypatch):
+    peft = pytest.importorskip("peft")
+    said = []
+    monkeypatch.setattr(packing.logger, "warning_once", said.append)
+    settings = peft.LoraConfig(target_parameters=["mlp.experts.down_proj"], target_modules=[], lora_dropout=0.0)
+    adapted = peft.get_peft_model(model, settings)
+    expected = logits(adapted)
+    assert pack_experts(adapted) == 0
+    assert "merge_and_unload()" in said[0]
+    assert torch.equal(logits(adapted), expected)
+
+
 def test_each_plain_matrix_is_gone_before_the_next_is_packed(model, monkeypatch):
     plain = [weakref.ref(p) for name, p in model.named_parameters() if name.endswith("_proj") and p.dim() == 3]
     alive = []
@@ -97,6 +129,7 @@ def test_training_and_moving_are_refused_with_what_to_do(model):
         model(tokens(), labels=tokens())
     with pytest.raises(ConfigError, match="unpack_experts"):
         model.to(torch.float16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     model.to("cpu")
 
 
