@@ -71,6 +71,18 @@ class ExpertQuantiser(HfQuantizer):
 
     quantization_config: ExpertQuantisationConfig
 
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Refuse to round what is not kept; transformers asks when it knows where each module goes.
+
+        Raises:
+            ConfigError: full-precision weights are to stay on the disk.
+        """
+        if not self.pre_quantized and isinstance(device_map, dict) and "disk" in device_map.values():
+            raise ConfigError(
+                "the model does not fit in memory, or its device_map names the disk, and what is offloaded there cannot "
+                "be quantised while loading; run `moe-codegen quantise MIXTURE OUT` first, and load OUT"
+            )
+
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether the checkpoint has this parameter in full precision."""
         path, _, name = param_name.rpartition(".")

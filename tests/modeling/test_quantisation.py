@@ -70,6 +70,20 @@ def test_device_map_counts_the_bytes_that_the_experts_will_have(folder):
     assert torch.equal(placed(tokens()).logits, model(tokens()).logits)
 
 
+def test_quantised_weights_can_be_offloaded_to_the_disk_and_others_not_while_they_are_quantised(folder, tmp_path):
+    model = MoEForCausalLM.from_pretrained(folder, expert_quantization="int8")
+    model.save_pretrained(tmp_path / "quantised")
+    layers = {f"transformer.h.{layer}": place for layer, place in enumerate(("cpu", "disk", "disk"))}
+    by_hand = {"transformer.wte": "cpu", "transformer.wpe": "cpu", **layers, "transformer.ln_f": "cpu", "lm_head": "cpu"}
+    for where in ({"device_map": by_hand}, {"device_map": "auto", "max_memory": {"cpu": "50KB"}}):
+        where["offload_folder"] = str(tmp_path / "offloaded")
+        with pytest.raises(ConfigError, match="`moe-codegen quantise MIXTURE OUT` first"):
+            MoEForCausalLM.from_pretrained(folder, expert_quantization="int8", **where)
+        placed = MoEForCausalLM.from_pretrained(tmp_path / "quantised", **where)
+        assert "disk" in placed.hf_device_map.values()
+        assert torch.equal(placed(tokens()).logits, model(tokens()).logits)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("loader", [MoEForCausalLM, AutoModelForCausalLM])
 def test_saved_in_shards_it_loads_by_itself_with_the_same_bits(saved, name, loader, tmp_path):
