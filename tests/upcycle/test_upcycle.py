@@ -225,3 +225,9 @@ def test_a_source_of_several_shards_converts_to_the_same_weights(tmp_path):
 def test_workers_must_be_some(tmp_path):
     with pytest.raises(ConfigError, match="workers=0 must be at least 1"):
         upcycle(dense("phi"), tmp_path / "moe", workers=0)
+
+
+@pytest.mark.parametrize(("num_experts", "top_k", "warned"), [(2, 2, True), (3, 2, False), (1, 1, False)])
+def test_a_mixture_that_is_not_sparse_is_said_to_be_none(num_experts, top_k, warned, tmp_path):
+    report = upcycle(dense("phi"), tmp_path / "moe", num_experts=num_experts, top_k=top_k, dry_run=True)
+    assert any("every token goes through all" in warning for warning in report.warnings) == warned
