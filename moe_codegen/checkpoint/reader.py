@@ -98,7 +98,7 @@ class CheckpointReader(Mapping[str, torch.Tensor]):
     def _check_index(self) -> None:
         if self.files == [SINGLE_FILE]:
             return
-        for name, file in _weight_map(self.folder).items():
+        for name, file in weight_map_of(self.folder).items():
             if name not in self.headers or self.headers[name].file != file:
                 raise CheckpointError(
                     f"{self.folder / INDEX_FILE} places {name} in {file}, which does not hold it; "
@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def weight_map_of(folder: Path) -> dict[str, str]:
     """Tensor name -> file, as the index has it."""
     weight_map = read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict):
@@ -131,7 +131,7 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / SINGLE_FILE).exists():  # before the index, as transformers looks
         return [SINGLE_FILE]
     if (folder / INDEX_FILE).exists():
-        files = sorted(set(_weight_map(folder).values()))
+        files = sorted(set(weight_map_of(folder).values()))
         missing = [file for file in files if not (folder / file).exists()]
         if missing:
             raise CheckpointError(

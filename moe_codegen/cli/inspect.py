@@ -20,11 +20,11 @@ DIGESTS_SHOWN = 4
 
 def inspect(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Checkpoint folders; several are shown side by side.")
+        list[str], typer.Argument(metavar="PATH...", help="Checkpoints, folders or hub ids; several are shown side by side.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each checkpoint.")] = False,
 ) -> None:
-    """Say what a checkpoint is, dense or mixture, from its headers alone."""
+    """Say what a checkpoint is, dense or mixture, from its headers alone; a hub id is downloaded first."""
     inspections = [inspect_checkpoint(resolve_source(path)) for path in paths]
     if as_json:
         for inspection in inspections:

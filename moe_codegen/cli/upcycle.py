@@ -24,7 +24,7 @@ AS_IT_IS: dict[str, Any] = {"highlight": False, "soft_wrap": True}
 
 
 def upcycle(
-    source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or a hub id.")],
+    source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder, or a hub id (ID@REVISION), which is downloaded.")],
     out: Annotated[Path, typer.Argument(help="Folder to create for the mixture.")],
     experts: Annotated[
         list[str] | None, Option(help="NAME=PATH of a checkpoint tuned from SOURCE; once for each expert.")
@@ -49,7 +49,7 @@ def upcycle(
     max_shard_size: Annotated[str, Option(help="Size of one weight file.")] = "2GB",
     seed: Annotated[int, Option(help="Of every random number.")] = 0,
     workers: Annotated[int | None, Option(help="Files written at once. [default: one per core, at most 4]")] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Check and print the plan; write nothing.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Check and print the plan; write nothing to OUT.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the plan and the result as JSON.")] = False,
 ) -> None:
     """Turn the dense checkpoint SOURCE, or several tuned from it, into a mixture of experts at OUT.

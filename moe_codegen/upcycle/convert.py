@@ -89,7 +89,7 @@ def upcycle(
     a killed conversion leaves `<out>.partial`, and the same call goes on from there to the same bytes.
 
     Args:
-        source: the dense base, a folder or hub id with safetensors weights in any layout of a supported family.
+        source: the dense base, a folder or hub id (also ID@REVISION) with safetensors weights in any layout of a supported family.
         out: folder to create; it must not exist, or be empty.
         experts: checkpoints tuned from the base, name -> path (or paths, named by their folders), whose FFNs become
             the experts in this order. None: the base's own FFN is copied. The base may itself be one of them.
@@ -111,7 +111,7 @@ def upcycle(
         max_shard_size: of one weight file.
         seed: of every random number; the bytes written depend on it and not on `workers`.
         workers: files written at once; None means one for each core, at most 4.
-        dry_run: plan and check, write nothing.
+        dry_run: plan and check, write nothing; a hub id is downloaded, for sources are read to be checked.
         progress: called as `progress(step, total_bytes, done_bytes)` when a step begins; what it returns is called
             with the bytes of each advance.
 

@@ -3,6 +3,7 @@
 from importlib import metadata
 from typing import Any
 
+from moe_codegen.checkpoint import commit_of
 from moe_codegen.upcycle.options import UpcycleOptions
 from moe_codegen.upcycle.plan import Plan
 from moe_codegen.upcycle.sources import Hashes, Sources
@@ -13,10 +14,15 @@ PROVENANCE_FILE = "upcycle.json"
 def provenance_of(
     plan: Plan, sources: Sources, options: UpcycleOptions, hashes: Hashes, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The SHA-256 of every source and result, the options, the versions, and each tensor's origin."""
+    """The SHA-256 of every source and result, the commit of what came from the hub, the options, the versions, and each tensor's origin."""
+
+    def origin(name: str) -> dict[str, Any]:
+        folder = sources.checkpoints[name].reader.folder
+        return {"given": sources.given[name], "commit": commit_of(folder), "sha256": hashes[name]}
+
     return {
-        "source": {"given": sources.given["base"], "layout": sources.base.layout.name, "sha256": hashes["base"]},
-        "experts": {name: {"given": sources.given[name], "sha256": hashes[name]} for name in sources.experts},
+        "source": {**origin("base"), "layout": sources.base.layout.name},
+        "experts": {name: origin(name) for name in sources.experts},
         "options": options.to_dict(),
         "versions": {name: version_of(name) for name in ("moe-codegen", "torch", "transformers", "safetensors")},
         "files": files,

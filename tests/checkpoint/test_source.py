@@ -1,8 +1,11 @@
 """A source is a folder here or a hub id; anything else is refused, and so is a hub that does not answer."""
 
-import pytest
+import json
 
-from moe_codegen.checkpoint import resolve_source
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+
+from moe_codegen.checkpoint import commit_of, resolve_source
 from moe_codegen.errors import CheckpointError
 
 
@@ -19,7 +22,7 @@ def test_a_hub_id_that_is_not_here_and_cannot_be_fetched_says_so():
         resolve_source("nobody/nothing")
 
 
-@pytest.mark.parametrize("source", ["/no/such/folder", "a/b/c", "~/nothing here", "file://x"])
+@pytest.mark.parametrize("source", ["/no/such/folder", "a/b/c", "~/nothing here", "file://x", "a/b@"])
 def test_what_cannot_be_a_hub_id_is_not_asked_of_the_hub(source):
     with pytest.raises(
         CheckpointError, match="neither a folder on this machine nor a hub id such as ORGANISATION/NAME"
@@ -27,16 +30,40 @@ def test_what_cannot_be_a_hub_id_is_not_asked_of_the_hub(source):
         resolve_source(source)
 
 
-def test_a_hub_id_is_fetched_without_pickles_and_at_its_revision(monkeypatch, tmp_path):
-    asked = {}
+class Hub:
+    """In place of huggingface_hub's `snapshot_download`: a repository of empty files, and what was asked of it."""
 
-    def fetch(name, **options):
-        asked.update(options, name=name)
-        return str(tmp_path)
+    def __init__(self, cache, files):
+        self.snapshot, self.files, self.revisions = cache / "snapshots" / "c0ffee", files, []
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert resolve_source("org/model", revision="v2") == tmp_path
-    assert asked["name"] == "org/model"
-    assert asked["revision"] == "v2"
-    assert "*.safetensors" in asked["allow_patterns"]
-    assert not any("bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"])
+    def __call__(self, name, revision, allow_patterns, ignore_patterns):
+        assert name == "org/model"
+        self.revisions.append(revision)
+        self.snapshot.mkdir(parents=True, exist_ok=True)
+        for file in filter_repo_objects(self.files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (self.snapshot / file).parent.mkdir(exist_ok=True)
+            (self.snapshot / file).write_text(self.files[file])
+        return str(self.snapshot)
+
+    @property
+    def fetched(self):
+        return {str(path.relative_to(self.snapshot)) for path in self.snapshot.rglob("*") if path.is_file()}
+
+
+INDEX = {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "model-1.safetensors"}})}
+OTHERS = ["consolidated.safetensors", "onnx/model.safetensors", "onnx/config.json", "pytorch_model.bin", "model.pt"]
+
+
+@pytest.mark.parametrize("weights", [{"model.safetensors": ""}, {"model-1.safetensors": "", **INDEX}], ids=str)
+@pytest.mark.parametrize(("source", "revision"), [("org/model", None), ("org/model@refs/pr/1", "refs/pr/1")])
+def test_of_a_hub_id_the_weights_that_count_are_fetched_at_its_revision(
+    source, revision, weights, monkeypatch, tmp_path
+):
+    wanted = {"config.json": "{}", "tokenizer.json": "{}", **weights}
+    hub = Hub(tmp_path, wanted | dict.fromkeys(OTHERS, ""))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    folder = resolve_source(source)
+    assert hub.fetched == wanted.keys()
+    assert hub.revisions == [revision, "c0ffee"]  # both halves of one commit
+    assert commit_of(folder) == "c0ffee"
+    assert commit_of(tmp_path) is None

@@ -68,7 +68,9 @@ def test_every_source_tensor_goes_somewhere_and_every_target_comes_from_somewher
 
 
 def test_the_provenance_is_complete_and_its_hashes_are_right(tmp_path):
-    experts = {name: tuned(dense("phi"), tmp_path / name, seed) for seed, name in enumerate(("rust", "c"))}
+    snapshots = tmp_path / "snapshots"  # the hub's cache calls those so, and each by its commit
+    snapshots.mkdir()
+    experts = {name: tuned(dense("phi"), snapshots / name, seed) for seed, name in enumerate(("rust", "c"))}
     out = tmp_path / "moe"
     report = upcycle(dense("phi"), out, experts=experts, max_shard_size="30KB", seed=7)
     provenance = json.loads((out / "upcycle.json").read_text())
@@ -80,11 +82,12 @@ def test_the_provenance_is_complete_and_its_hashes_are_right(tmp_path):
     assert provenance["source"] == {
         "given": str(dense("phi")),
         "layout": "phi",
+        "commit": None,
         "sha256": {"model.safetensors": sha256(dense("phi") / "model.safetensors")},
     }
     for name, folder in experts.items():
-        expected = {"given": str(folder), "sha256": {"model.safetensors": sha256(folder / "model.safetensors")}}
-        assert provenance["experts"][name] == expected
+        expected = {"model.safetensors": sha256(folder / "model.safetensors")}
+        assert provenance["experts"][name] == {"given": str(folder), "commit": name, "sha256": expected}
     assert list(provenance["experts"]) == ["rust", "c"]
     assert provenance["options"]["seed"] == 7
     assert set(provenance["versions"]) == {"moe-codegen", "torch", "transformers", "safetensors"}
