@@ -19,13 +19,21 @@ from collections.abc import Iterator
 from torch import nn
 from transformers import PreTrainedModel
 
+from moe_codegen.errors import ConfigError
+from moe_codegen.modeling.configuration import MoEConfig
 from moe_codegen.moe import Experts, TopKRouter
+from moe_codegen.moe.packing import PackedExperts
+from moe_codegen.moe.quantised import QuantisedExperts
 
 
 def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
     """Floating-point operations of training on one token, in sequences of `sequence_length`.
 
-    Only shapes and `requires_grad` are read, so a model without memory (`empty_model`) will do.
+    Only shapes and `requires_grad` are read, so a model without memory (`empty_model`) will do; packed and quantised
+    experts cost what they did.
+
+    Raises:
+        ConfigError: a mixture of transformers' own, whose experts are not counted.
     """
     config = model.config
     matrices = list(_matrices(model))
@@ -46,8 +54,14 @@ def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, int, bool]]:
             for weight in (module.weight, module.noise_weight):
                 if weight is not None:
                     yield 1.0, weight.numel(), weight.requires_grad
-        elif isinstance(module, Experts):
+        elif isinstance(module, Experts | PackedExperts | QuantisedExperts) and isinstance(model.config, MoEConfig):
             share = model.config.num_experts_per_tok / model.config.num_experts
+            per_element = 8 // module.bits if isinstance(module, QuantisedExperts) else 1
             for name, weight in module.named_parameters(recurse=False):
-                if not name.endswith("_bias"):
-                    yield share, weight.numel(), weight.requires_grad
+                if name.endswith("_proj"):
+                    yield share, weight.numel() * per_element, weight.requires_grad
+        elif isinstance(module, PackedExperts) or hasattr(module, "is_transposed"):  # transformers' decorator sets it
+            raise ConfigError(
+                f"{type(model).__name__} has experts that are not this library's, and what they cost is not known; "
+                "give a dense model, or a mixture made with `moe-codegen upcycle`"
+            )

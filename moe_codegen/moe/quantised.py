@@ -26,6 +26,7 @@ class QuantisedExperts(nn.Module):
         """Empty ones in the place of `experts`; ConfigError where they or their sizes do not allow it."""
         super().__init__()
         self.num_experts, self.has_gate, self.has_bias = experts.num_experts, experts.has_gate, experts.has_bias
+        self.bits = bits
         if type(experts.act_fn) not in ACTIVATION_OF:
             raise ConfigError(f"experts with the activation {type(experts.act_fn).__name__} cannot be quantised")
         self.activation = ACTIVATION_OF[type(experts.act_fn)]
@@ -67,7 +68,8 @@ class QuantisedExperts(nn.Module):
         self.requires_grad_(False)
 
     def _of(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Weight, scales and bias. A model cast to another dtype has had its scales cast: back is without loss."""
+        """Weight, scales and bias. A model cast to another dtype has had its scales cast: back is without loss,
+        but from float16, which rounds those below 6e-5."""
         scales = getattr(self, name + SCALES).to(torch.bfloat16)
         return getattr(self, name), scales, getattr(self, f"{name}_bias") if self.has_bias else None
 

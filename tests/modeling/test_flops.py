@@ -3,8 +3,13 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import MixtralConfig
 
+from moe_codegen import MoEForCausalLM
+from moe_codegen.architectures.dense import empty_model
+from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.flops import training_flops
+from moe_codegen_kernels.cpu import compiled
 from tests.modeling.mixture import mixture
 from tests.tiny import FAMILIES, dense_model
 
@@ -38,6 +43,24 @@ def test_a_mixture_costs_its_chosen_experts_and_its_router(family):
     model = mixture(family, num_experts=4, num_experts_per_tok=2, moe_layers=[0, 2]).train()
     model.set_experts_implementation("eager")
     assert training_flops(model, LENGTH) + attention(model) == pytest.approx(counted(model), rel=0.01)
+
+
+@pytest.mark.parametrize("form", [dict(pack_experts=True), *(dict(expert_quantization=f"int{b}") for b in (8, 4))])
+def test_packed_and_quantised_experts_are_counted_too(form, tmp_path):
+    if "pack_experts" in form and compiled.panel_width() == 0:
+        pytest.skip("the CPU kernel is not compiled here")
+    model = mixture("gpt_bigcode", dense={"n_embd": 64, "n_inner": 96})
+    model.save_pretrained(tmp_path)
+    model.requires_grad_(False)
+    loaded = MoEForCausalLM.from_pretrained(tmp_path, **form).requires_grad_(False)
+    assert training_flops(loaded, LENGTH) == training_flops(model, LENGTH)
+
+
+def test_experts_that_are_not_ours_are_not_passed_over():
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    model = empty_model(MixtralConfig(vocab_size=128, hidden_size=64, intermediate_size=96, **sizes))
+    with pytest.raises(ConfigError, match="MixtralForCausalLM has experts that are not this library's"):
+        training_flops(model, LENGTH)
 
 
 def test_what_is_frozen_costs_no_weight_gradient():
