@@ -13,8 +13,8 @@ def load_balancing_loss(
     """`E sum_e f_e P_e`: Switch Transformer, arXiv 2101.03961, eq. 4-6, for one layer.
 
     `f_e` is the share of the (token, choice) pairs that went to expert e, `P_e` the mean probability the router gave
-    it. Because the shares are divided by K, uniform routing gives 1 for every K, and 1 is the minimum that balance
-    can reach; all tokens on one expert give E.
+    it. Because the shares are divided by K, uniform routing gives 1 for every K; all tokens on one expert give E. Less
+    than 1 is possible where the experts chosen most have the smaller mean probability.
 
     Args:
         logits_TE: (T, E) router logits.
