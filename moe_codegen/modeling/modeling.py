@@ -121,7 +121,12 @@ class MoEBackbone(MoEPreTrainedModel):
         if language_ids is None and self.config.language_routing == "oracle":
             raise ConfigError("language_routing='oracle' routes by language alone; pass language_ids, (B,) or (B, S)")
         if language_ids is not None:
-            language_ids = language_ids.view(len(tokens_BS), -1).expand(tokens_BS.shape).reshape(-1)
+            if self.training and language_ids.shape not in (tokens_BS.shape[:1], tokens_BS.shape):
+                raise ConfigError(
+                    f"language_ids of shape {tuple(language_ids.shape)} for tokens {tuple(tokens_BS.shape)}; "
+                    "give (B,) or (B, S)"
+                )
+            language_ids = _of_tokens(language_ids, tokens_BS).reshape(-1)
         for module in self.modules():
             if isinstance(module, TopKRouter):
                 module.language_ids_T = language_ids
@@ -225,7 +230,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> MoECausalLMOutput:
         """The arguments of every transformers causal model, the cache among `kwargs`; `output_router_logits`; and for
-        `language_routing` `language_ids`, (B,) or (B, S) int64: places in `expert_names`, below 0 for none of them.
+        `language_routing` `language_ids`, (B,) or (B, S) int64: places in `expert_names`, below 0 for none of them. In
+        `generate` the text goes on in the language of the prompt's last token.
 
         In training with `labels`, the load-balancing loss and the router z-loss are added to the loss without being
         asked for; in evaluation `loss` is the language model's alone.
@@ -301,6 +307,16 @@ def _check_not_quantised_otherwise(config: PreTrainedConfig, arguments: dict[str
             "leave it out, or load the mixture that the checkpoint was made from"
         )
     del arguments["quantization_config"]
+
+
+def _of_tokens(language_ids: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
+    """The languages of these tokens, (B, S), from one for each row or from those of the tokens of a whole text.
+
+    `generate` passes the prompt's at every step: with a cache for one new token, without for longer and longer texts.
+    """
+    length = tokens_BS.shape[1]
+    language_BS = language_ids.view(len(tokens_BS), -1)[:, -length:]
+    return torch.cat([language_BS, language_BS[:, -1:].expand(-1, length - language_BS.shape[1])], dim=1)
 
 
 def _share_of_batch(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:

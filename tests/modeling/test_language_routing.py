@@ -49,6 +49,22 @@ def test_generation_keeps_to_the_language_of_its_row(family):
     assert recorder.ids_LTK[0].flatten().tolist() == [1, 1, 0, 0]  # two beams a row
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_goes_on_in_the_language_of_the_prompts_last_token(use_cache):
+    model, language_ids = mixture("llama", **ORACLE), torch.tensor([[0] * 6 + [1] * 6, [1] * 6 + [0] * 6])
+    written = model.generate(
+        tokens(), language_ids=language_ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=use_cache
+    )
+    longer = torch.cat([language_ids, language_ids[:, -1:].expand(2, 4)], dim=1)
+    logits = model(written, language_ids=longer).logits
+    assert torch.equal(logits[:, 11:-1].argmax(-1), written[:, 12:])
+
+
+def test_in_training_there_is_a_language_for_each_row_or_each_token():
+    with pytest.raises(ConfigError, match=r"\(2, 11\) for tokens \(2, 12\); give \(B,\) or \(B, S\)"):
+        mixture("phi", **ORACLE).train()(tokens(), language_ids=torch.zeros(2, 11, dtype=torch.int64))
+
+
 def test_a_prior_is_added_when_an_existing_mixture_is_loaded_and_then_kept(tmp_path):
     mixture("phi", **NAMES).save_pretrained(tmp_path / "plain")
     told = MoEForCausalLM.from_pretrained(tmp_path / "plain", language_routing="prior", language_prior_init=3.0)
