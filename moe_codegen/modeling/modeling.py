@@ -111,10 +111,20 @@ class MoEBackbone(MoEPreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """The stock model's arguments, and `language_ids` as for `MoEForCausalLM`."""
+        if torch.compiler.is_compiling():
+            self._install_capturing_hooks()
         if self.config.language_routing != "none":
             tokens_BS = input_ids if input_ids is not None else kwargs["inputs_embeds"][..., 0]
             self._tell_routers(language_ids, tokens_BS)
         return super().forward(input_ids, *args, **kwargs)
+
+    @torch.compiler.assume_constant_result
+    def _install_capturing_hooks(self) -> None:
+        """What transformers does on first use, under a lock that a compiled forward cannot take: done while tracing.
+
+        Not when the model is made, for a model with these hooks cannot be pickled.
+        """
+        maybe_install_capturing_hooks(self)
 
     def _tell_routers(self, language_ids: torch.Tensor | None, tokens_BS: torch.Tensor) -> None:
         """Set each router's `language_ids_T`; it stays until the next pass, for checkpointing routes once more."""
@@ -153,13 +163,6 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.architecture.lm_head_bias)
         self.post_init()
-
-    def train(self, mode: bool = True) -> "MoEForCausalLM":
-        """As torch's `train`."""
-        if mode:
-            # transformers does it on first use, under a lock that a compiled forward cannot take.
-            maybe_install_capturing_hooks(self.base_model)
-        return super().train(mode)
 
     @classmethod
     def from_pretrained(

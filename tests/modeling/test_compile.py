@@ -15,10 +15,15 @@ def small(family, **fields):
 
 # aot_eager traces and checks the whole graph as inductor does, and leaves out the generating of C++.
 @pytest.mark.parametrize("family", ["gpt_bigcode", "phi", "llama"])
-def test_a_forward_is_one_graph(family):
+@pytest.mark.parametrize("output_router_logits", [False, True])
+def test_a_forward_is_one_graph(output_router_logits, family):
     model = small(family)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert relative_error(compiled(tokens()).logits, model(tokens()).logits) < 1e-5
+    actual = compiled(tokens(), output_router_logits=output_router_logits)
+    expected = model(tokens(), output_router_logits=output_router_logits)
+    assert relative_error(actual.logits, expected.logits) < 1e-5
+    if output_router_logits:
+        torch.testing.assert_close(actual.router_logits, expected.router_logits)
 
 
 def test_a_bf16_forward_is_one_graph():
