@@ -13,6 +13,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
@@ -23,6 +24,8 @@ from moe_codegen.modeling.quantisation import ExpertQuantisationConfig, quantisa
 from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, packing, router_z_loss
 from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
 from moe_codegen.moe.router import own_expert
+
+logger = logging.get_logger(__name__)
 
 # What transformers calls the cache of keys and values in arguments and outputs; from 5.24 on it is `cache`.
 CACHE = "cache" if "cache" in {field.name for field in fields(MoeCausalLMOutputWithPast)} else "past_key_values"
@@ -237,7 +240,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         `generate` the text goes on in the language of the prompt's last token.
 
         In training with `labels`, the load-balancing loss and the router z-loss are added to the loss without being
-        asked for; in evaluation `loss` is the language model's alone.
+        asked for; without labels they are the caller's to add, from the outputs. In evaluation `loss` is the language model's alone.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
@@ -259,6 +262,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         aux_loss: torch.Tensor | None = None
         z_loss: torch.Tensor | None = None
         lm_loss: torch.Tensor | None = None
+        if labels is None and self.training and not output_router_logits and not torch.compiler.is_compiling():
+            self._say_what_is_not_trained()
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
         router_logits = outputs.get("router_logits")
@@ -280,6 +285,15 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             router_logits=router_logits if output_router_logits else None,
             **{CACHE: outputs.get(CACHE)},
         )
+
+    def _say_what_is_not_trained(self) -> None:
+        if torch.is_grad_enabled() and (self.config.router_aux_loss_coef > 0 or self.config.router_z_loss_coef > 0):
+            logger.warning_once(
+                "a pass in training without labels, which Trainer keeps to itself under label_smoothing_factor and "
+                "compute_loss_func: the router losses are in no loss, and the router may come to use few experts. Ask for "
+                "output_router_logits=True and add router_aux_loss_coef * aux_loss + router_z_loss_coef * z_loss, or set "
+                "both coefficients to 0"
+            )
 
     def _router_losses(
         self, router_logits: tuple[torch.Tensor, ...], attention_mask: Any, length: int

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from moe_codegen.errors import ConfigError
+from moe_codegen.modeling import modeling
 from moe_codegen.modeling.modeling import CACHE
 from moe_codegen.moe import load_balancing_loss, router_z_loss
 from tests.modeling.mixture import IMPLEMENTATIONS, mixture, relative_error, tokens
@@ -233,6 +234,19 @@ def test_trainer_learns_in_mixed_precision_with_accumulation_and_checkpointing(t
     run.train()
     assert run.evaluate()["eval_loss"] < before / 2
     assert run.predict(run.eval_dataset).predictions.shape == (4, 12, 128)
+
+
+@pytest.mark.parametrize(
+    ("settings", "coefficient", "warned"), [({"label_smoothing_factor": 0.1}, 0.01, 1), ({}, 0.01, 0), ({}, 0.0, 0)]
+)
+def test_router_losses_that_nobody_adds_are_missed_aloud(settings, coefficient, warned, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(modeling.logger, "warning_once", said.append)
+    model = trained(router_aux_loss_coef=coefficient, router_z_loss_coef=0.0)
+    trainer(model, tmp_path, max_steps=1, **settings).train()
+    assert len(said) == warned
+    model.train()(tokens())
+    assert len(said) == warned + (coefficient > 0)
 
 
 def test_trainer_logs_the_same_loss_however_it_accumulates(tmp_path):
