@@ -156,7 +156,7 @@ def upcycle(
     staged = StagedFolder(out, _fingerprint(sources, options, router_data))
     staged.check_space(plan.nbytes)
     with _timed(report.seconds, "scan"):
-        hashes = sources.scan(workers, progress("reading the sources", sources.nbytes, 0))
+        hashes = sources.scan(workers, options.torch_dtype, progress("reading the sources", sources.nbytes, 0))
     with _timed(report.seconds, "router"):
         plan.routers.update(make_routers(sources.base, plan.config, options, router_data))
     with _timed(report.seconds, "write"), staged:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
+
 from moe_codegen.errors import ConfigError
 
 RouterInit = Literal["normal", "orthogonal", "hidden", "centroid", "ridge"]
@@ -70,6 +72,11 @@ class UpcycleOptions:
         if self.shared not in ("base", "average") and not isinstance(self.shared, Mapping):
             raise ConfigError(f"shared={self.shared!r} must be 'base', 'average' or a weight for each expert")
         parse_size(self.max_shard_size)
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """`dtype` as torch has it."""
+        return getattr(torch, self.dtype) if self.dtype else None
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""

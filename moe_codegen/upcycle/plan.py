@@ -98,7 +98,7 @@ class _Planner:
         self.sources = sources
         self.options = options
         self.base = sources.base
-        self.dtype = getattr(torch, options.dtype) if options.dtype else None
+        self.dtype = options.torch_dtype
         self.config = _moe_config(sources, options)
         self.cutter = ExpertCutter(options.granularity, options.drop_ratio, options.noise_std, options.seed)
         # The source of each FFN that becomes an expert, or G of them.

@@ -52,17 +52,18 @@ class Sources:
         """Bytes of all checkpoints' tensors, each folder counted once."""
         return sum({c.reader.folder: c.reader.nbytes for c in self.checkpoints.values()}.values())
 
-    def scan(self, workers: int, advance: Advance) -> Hashes:
+    def scan(self, workers: int, dtype: torch.dtype | None, advance: Advance) -> Hashes:
         """Read every weight once.
 
         Raises:
             CheckpointError: a weight is NaN or infinite, or a tied weight's second copy differs from the first.
+            ConfigError: a weight is too large for `dtype`, which is to be written.
         """
         hashes: dict[Path, dict[str, str]] = {}
         for checkpoint in {c.reader.folder: c for c in self.checkpoints.values()}.values():
             folder, files = checkpoint.reader.folder, checkpoint.reader.files
             tasks: list[Callable[[Advance], Any]] = [partial(sha256_of, folder / file) for file in files]
-            tasks += [partial(_check_finite, checkpoint, name) for name in checkpoint.reader]
+            tasks += [partial(_check_finite, checkpoint, name, dtype) for name in checkpoint.reader]
             digests = run_parallel(tasks, workers, advance)
             hashes[folder] = dict(zip(files, digests[: len(files)], strict=True))
             _check_duplicates(checkpoint)
@@ -172,15 +173,23 @@ def _tokens(dense: DenseCheckpoint) -> list[Any] | None:
     return [model.get("vocab"), merges, added]
 
 
-def _check_finite(dense: DenseCheckpoint, name: str, advance: Advance) -> None:
+def _check_finite(dense: DenseCheckpoint, name: str, dtype: torch.dtype | None, advance: Advance) -> None:
     advance(0)  # its bytes are counted where they are hashed
     tensor = dense.reader[name]
+    if not tensor.is_floating_point():
+        return
     # aminmax passes NaN on, and is far faster than testing each element.
-    if tensor.is_floating_point() and not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
+    bounds = torch.stack(torch.aminmax(tensor))
+    if not bounds.isfinite().all():
         count = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
             f"{dense.reader.folder}: {name} holds {count} values that are NaN or infinite; "
             "the checkpoint is damaged or its training diverged: use an earlier one"
+        )
+    if dtype is not None and not bounds.to(dtype).isfinite().all():
+        raise ConfigError(
+            f"{dense.reader.folder}: {name} holds values between {bounds[0]:g} and {bounds[1]:g}, of which some are "
+            f"infinite in {str(dtype).removeprefix('torch.')}; convert to bfloat16 or leave dtype out"
         )
 
 

@@ -39,6 +39,13 @@ def test_weights_that_are_no_numbers(value, refused, tmp_path):
     refused(CheckpointError, message, dense("phi"), experts={"good": dense("phi"), "bad": source})
 
 
+def test_weights_that_are_infinite_in_the_dtype_asked_for(refused, tmp_path):
+    source = copy_of(dense("phi"), tmp_path / "source", poison(-7e4))
+    message = r"fc1\.weight holds values between -70000 and .* infinite in float16; convert to bfloat16"
+    refused(ConfigError, message, source, dtype="float16")
+    upcycle(source, tmp_path / "moe", dtype="bfloat16")
+
+
 def test_a_quantised_source(refused, tmp_path):
     source = copy_of(dense("phi"), tmp_path / "source", quantization_config={"quant_method": "gptq"})
     refused(CheckpointError, r"is quantised \(gptq\).*dequantise and save it first", source)
