@@ -11,6 +11,7 @@ q is chosen: keeping it in bfloat16 then costs nothing.
     scales  bf16   (..., N, K / group)
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -96,9 +97,14 @@ def check_group(columns: int, bits: int, group_size: int | None) -> int:
     """The group size for rows of `columns`; ValueError where bits or group cannot be."""
     if bits not in STORED:
         raise ValueError(f"bits={bits} is not supported; use 8 or 4")
+    if bits == 4 and columns % BLOCK:
+        raise ValueError(
+            f"rows of {columns} are no multiple of {BLOCK}, in which 4-bit weights are stored; use 8 bits for them"
+        )
     group = columns if group_size is None else group_size
     if group < 1 or columns % group:
-        raise ValueError(f"group_size={group} does not divide rows of {columns}; choose one that does, such as 32")
+        fits = math.gcd(columns, 128)
+        raise ValueError(f"group_size={group} does not divide rows of {columns}; choose one that does, such as {fits}")
     if bits == 4 and group % BLOCK:
         raise ValueError(
             f"group_size={group} is no multiple of {BLOCK}, in which 4-bit weights are stored; use 32 to 128"

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from moe_codegen.architectures.architecture import Architecture
 from moe_codegen.architectures.layout import Layout, Rule, Shapes
-from moe_codegen.architectures.registry import ARCHITECTURES
-from moe_codegen.checkpoint import CheckpointReader, read_json
+from moe_codegen.architectures.registry import ARCHITECTURES, is_mixture
+from moe_codegen.checkpoint import CheckpointReader, read_config
 from moe_codegen.errors import CheckpointError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,7 +38,7 @@ class DenseCheckpoint(Mapping[str, torch.Tensor]):
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         # The settings are judged before the weights are looked at: the most common mistakes show there.
-        candidates = _candidates(read_json(folder / "config.json"), folder)
+        candidates = _candidates(read_config(folder), folder)
         self.reader = CheckpointReader(folder)
         self.architecture, self.layout = _layout_of(candidates, self.reader)
         self._ignored = re.compile("|".join(self.layout.ignored) or "(?!)")
@@ -122,8 +122,18 @@ class DenseCheckpoint(Mapping[str, torch.Tensor]):
 
 
 def dense_config(architecture: Architecture, layout: Layout, raw: dict[str, Any]) -> PreTrainedConfig:
-    """The transformers configuration of a checkpoint whose `config.json` says `raw` in `layout`."""
-    fields = {key: value for key, value in layout.to_config(raw).items() if key not in ("model_type", "auto_map")}
+    """The transformers configuration of a checkpoint whose `config.json` says `raw` in `layout`.
+
+    Raises:
+        CheckpointError: it does not say enough.
+    """
+    try:
+        said = layout.to_config(raw)
+    except KeyError as error:
+        raise CheckpointError(
+            f"the config.json of a {layout.name} checkpoint has no {error}; fetch the checkpoint again"
+        ) from None
+    fields = {key: value for key, value in said.items() if key not in ("model_type", "auto_map")}
     return AutoConfig.for_model(architecture.family, **fields)
 
 
@@ -145,8 +155,8 @@ def bind(layout: Layout, names: Shapes, num_layers: int) -> dict[str, Rule]:
 
 def _candidates(config: dict[str, Any], folder: Path) -> list[tuple[Architecture, Layout]]:
     """The architectures and layouts that the configuration alone allows."""
-    model_type = config.get("model_type", "")
-    if model_type.startswith("moe_"):
+    model_type = config["model_type"]
+    if is_mixture(config):
         raise CheckpointError(f"{folder} is already a mixture of experts ({model_type}); give its dense source")
     candidates = [
         (architecture, layout)

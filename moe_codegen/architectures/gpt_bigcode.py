@@ -26,7 +26,7 @@ def _stores_conv1d(config: dict[str, Any], shapes: Shapes) -> bool:
     for name in ("mlp.c_fc", "attn.c_attn"):
         shape = shapes.get(f"transformer.h.0.{name}.weight")
         if shape and shape[0] != shape[1]:
-            return shape[0] == config["n_embd"]
+            return shape[0] == shapes.get("transformer.wte.weight", (0, 0))[1]
     return config["model_type"] == "gpt2"
 
 

@@ -14,6 +14,7 @@ from moe_codegen.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+ADAPTERS = "adapter_config.json"
 CONVERT = (
     'Convert it in a place you trust: `AutoModelForCausalLM.from_pretrained(SRC, dtype="auto").save_pretrained(DST)`'
 )
@@ -63,7 +64,7 @@ class CheckpointReader(Mapping[str, torch.Tensor]):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} is not a folder; give the folder that holds config.json")
-        self.config: dict[str, Any] = read_json(self.folder / "config.json")
+        self.config = read_config(self.folder)
         self.files = _weight_files(self.folder)
         self._handles = {file: _open(self.folder / file) for file in self.files}
         self.headers: dict[str, TensorHeader] = {}
@@ -104,6 +105,27 @@ class CheckpointReader(Mapping[str, torch.Tensor]):
                     f"{self.folder / INDEX_FILE} places {name} in {file}, which does not hold it; "
                     "the download is incomplete or mixed from two versions: fetch the checkpoint again"
                 )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint, its `model_type` a text, if need be an empty one.
+
+    Raises:
+        CheckpointError: there is none, or there are only adapters to such a checkpoint.
+    """
+    refuse_adapters(folder)
+    config = read_json(folder / "config.json")
+    return {**config, "model_type": str(config.get("model_type") or "")}
+
+
+def refuse_adapters(folder: Path) -> None:
+    """Raise CheckpointError if `folder` holds PEFT's adapters without the model that they belong to."""
+    if (folder / ADAPTERS).exists() and not any((folder / file).exists() for file in (SINGLE_FILE, INDEX_FILE)):
+        raise CheckpointError(
+            f"{folder} holds adapters ({ADAPTERS}) and not the model they belong to; merge them into it first: "
+            "`peft.AutoPeftModelForCausalLM.from_pretrained(ADAPTERS).merge_and_unload().save_pretrained(DST)`, after "
+            "`import moe_codegen` if it is a mixture"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ DIGESTS_SHOWN = 4
 
 def inspect(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Checkpoints, folders or hub ids; several are shown side by side.")
+        list[str],
+        typer.Argument(metavar="PATH...", help="Folders or hub ids; several are shown side by side."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each checkpoint.")] = False,
 ) -> None:

@@ -24,7 +24,7 @@ AS_IT_IS: dict[str, Any] = {"highlight": False, "soft_wrap": True}
 
 
 def upcycle(
-    source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder, or a hub id (ID@REVISION), which is downloaded.")],
+    source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or a hub id, also ID@REVISION.")],
     out: Annotated[Path, typer.Argument(help="Folder to create for the mixture.")],
     experts: Annotated[
         list[str] | None, Option(help="NAME=PATH of a checkpoint tuned from SOURCE; once for each expert.")

@@ -36,7 +36,7 @@ def verify(
         report = compare(
             source,
             moe,
-            text.read_text() if text else None,
+            text.read_text(encoding="utf-8", errors="replace") if text else None,
             tolerance=tolerance,
             max_tokens=max_tokens,
             files=files,

@@ -1,6 +1,9 @@
 """From a checkpoint's path to a model and tokenizer that are ready to generate."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -13,11 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from moe_codegen.architectures import DenseCheckpoint, is_known
-from moe_codegen.checkpoint import load_tokenizer, read_json, resolve_source
-from moe_codegen.errors import CheckpointError
+from moe_codegen.architectures import DenseCheckpoint, is_known, is_mixture
+from moe_codegen.checkpoint import load_tokenizer, read_config, resolve_source
+from moe_codegen.errors import CheckpointError, ConfigError
 from moe_codegen.modeling import MoEConfig, MoEForCausalLM
-from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
 
 
 def load_model(
@@ -32,15 +34,19 @@ def load_model(
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or has no tokenizer beside it.
+        ConfigError: the device cannot be used.
     """
+    place = _usable(device)
     folder = resolve_source(path)
     described, tokenizer = _describe(folder)
     if isinstance(described, DenseCheckpoint):
         model = _dense(folder, described, dtype)
+    elif isinstance(described, MoEConfig):
+        model = MoEForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
     else:
-        model_class = MoEForCausalLM if isinstance(described, MoEConfig) else AutoModelForCausalLM
-        model = model_class.from_pretrained(folder, dtype=dtype or "auto")
-    return model.to(device or default_device()).eval(), tokenizer
+        with _blaming(folder):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+    return model.to(place).eval(), tokenizer
 
 
 def check_model(path: str | Path) -> None:
@@ -53,16 +59,30 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def _usable(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return default_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device={str(device)!r} cannot be used here ({reason}); give cpu, or leave it out for {default_device()}"
+        ) from error
+
+
 def _describe(folder: Path) -> tuple[DenseCheckpoint | PreTrainedConfig, PreTrainedTokenizerBase]:
     """A dense checkpoint of a known layout, or the configuration of any other model; and the tokenizer."""
-    model_type = str(read_json(folder / "config.json").get("model_type", ""))
+    raw = read_config(folder)
     described: DenseCheckpoint | PreTrainedConfig
-    if model_type.startswith(MODEL_TYPE_PREFIX):
+    if is_mixture(raw):
         described = MoEConfig.from_pretrained(folder)
-    elif is_known(model_type) and not _is_plain_gpt2(folder, model_type):
+    # A quantised one is transformers' to load.
+    elif is_known(raw["model_type"]) and not _is_plain_gpt2(raw) and not raw.get("quantization_config"):
         described = DenseCheckpoint(folder)
     else:
-        described = AutoConfig.from_pretrained(folder)
+        with _blaming(folder):
+            described = AutoConfig.from_pretrained(folder)
     config = described.config if isinstance(described, DenseCheckpoint) else described
     tokenizer = load_tokenizer(folder, config)
     if tokenizer is None:
@@ -72,9 +92,18 @@ def _describe(folder: Path) -> tuple[DenseCheckpoint | PreTrainedConfig, PreTrai
     return described, tokenizer
 
 
-def _is_plain_gpt2(folder: Path, model_type: str) -> bool:
+def _is_plain_gpt2(raw: dict[str, Any]) -> bool:
     """Whether it is transformers' own GPT-2; SantaCoder's first layouts are called so, too, with a class of theirs."""
-    return model_type == "gpt2" and "GPT2LMHeadModel" in (read_json(folder / "config.json").get("architectures") or ())
+    return raw["model_type"] == "gpt2" and "GPT2LMHeadModel" in (raw.get("architectures") or ())
+
+
+@contextmanager
+def _blaming(folder: Path) -> Iterator[None]:
+    """CheckpointError in place of what transformers raises at a model that it cannot load."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
 
 
 def _dense(folder: Path, dense: DenseCheckpoint, dtype: torch.dtype | None) -> PreTrainedModel:

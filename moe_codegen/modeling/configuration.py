@@ -6,11 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from moe_codegen.architectures import ARCHITECTURES, Architecture
+from moe_codegen.architectures import ARCHITECTURES, MIXTURE_PREFIX, Architecture, is_mixture
+from moe_codegen.checkpoint import refuse_adapters
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.auto_map import MODULE, auto_map_of, module_of
-
-MODEL_TYPE_PREFIX = "moe_"
 
 
 class MoEConfig(PreTrainedConfig):
@@ -94,9 +93,11 @@ class MoEConfig(PreTrainedConfig):
 
         Raises:
             ConfigError: it is not the configuration of a mixture of this library.
+            CheckpointError: the folder holds adapters and no model.
         """
         if cls is not MoEConfig:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        refuse_adapters(Path(str(pretrained_model_name_or_path)))
         config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
         found = config[0] if isinstance(config, tuple) else config
         if not isinstance(found, MoEConfig):
@@ -115,13 +116,13 @@ class MoEConfig(PreTrainedConfig):
         """
         if cls is not MoEConfig:
             return super().from_dict(config_dict, **kwargs)
-        model_type = config_dict.get("model_type", "")
-        if not model_type.startswith(MODEL_TYPE_PREFIX):
+        model_type = str(config_dict.get("model_type"))
+        if not is_mixture(config_dict):
             raise ConfigError(
                 f"a configuration of model_type {model_type!r} is not a mixture's; "
                 "make one from a dense model's with MoEConfig.from_dense(config, num_experts=8)"
             )
-        return config_class_of(model_type.removeprefix(MODEL_TYPE_PREFIX)).from_dict(config_dict, **kwargs)
+        return config_class_of(model_type.removeprefix(MIXTURE_PREFIX)).from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_dense(cls, config: PreTrainedConfig, **fields: Any) -> "MoEConfig":

@@ -10,8 +10,8 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.utils.output_capturing import OutputRecorder
 
-from moe_codegen.architectures import ARCHITECTURES, Architecture
-from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX, MoEConfig
+from moe_codegen.architectures import ARCHITECTURES, MIXTURE_PREFIX, Architecture
+from moe_codegen.modeling.configuration import MoEConfig
 from moe_codegen.modeling.modeling import MoEBackbone, MoEForCausalLM
 from moe_codegen.moe import TopKRouter
 
@@ -32,7 +32,7 @@ def _register(architecture: Architecture) -> None:
         (MoEConfig, dense_config),
         {
             "__doc__": f"`MoEConfig` of the family {architecture.family}.",
-            "model_type": MODEL_TYPE_PREFIX + architecture.family,
+            "model_type": MIXTURE_PREFIX + architecture.family,
             "architecture": architecture,
             # The dense plan shards FFNs that are no longer there.
             "base_model_tp_plan": {

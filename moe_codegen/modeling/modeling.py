@@ -240,7 +240,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         `generate` the text goes on in the language of the prompt's last token.
 
         In training with `labels`, the load-balancing loss and the router z-loss are added to the loss without being
-        asked for; without labels they are the caller's to add, from the outputs. In evaluation `loss` is the language model's alone.
+        asked for; without labels they are the caller's to add, from the outputs. In evaluation `loss` is the language
+        model's alone.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
@@ -290,9 +291,9 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         if torch.is_grad_enabled() and (self.config.router_aux_loss_coef > 0 or self.config.router_z_loss_coef > 0):
             logger.warning_once(
                 "a pass in training without labels, which Trainer keeps to itself under label_smoothing_factor and "
-                "compute_loss_func: the router losses are in no loss, and the router may come to use few experts. Ask for "
-                "output_router_logits=True and add router_aux_loss_coef * aux_loss + router_z_loss_coef * z_loss, or set "
-                "both coefficients to 0"
+                "compute_loss_func: the router losses are in no loss, and the router may come to use few experts. Ask "
+                "for output_router_logits=True and add router_aux_loss_coef * aux_loss + router_z_loss_coef * z_loss, "
+                "or set both coefficients to 0"
             )
 
     def _router_losses(

@@ -79,8 +79,8 @@ class ExpertQuantiser(HfQuantizer):
         """
         if not self.pre_quantized and isinstance(device_map, dict) and "disk" in device_map.values():
             raise ConfigError(
-                "the model does not fit in memory, or its device_map names the disk, and what is offloaded there cannot "
-                "be quantised while loading; run `moe-codegen quantise MIXTURE OUT` first, and load OUT"
+                "the model does not fit in memory, or its device_map names the disk, and what is offloaded there "
+                "cannot be quantised while loading; run `moe-codegen quantise MIXTURE OUT` first, and load OUT"
             )
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:

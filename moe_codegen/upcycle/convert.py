@@ -89,7 +89,8 @@ def upcycle(
     a killed conversion leaves `<out>.partial`, and the same call goes on from there to the same bytes.
 
     Args:
-        source: the dense base, a folder or hub id (also ID@REVISION) with safetensors weights in any layout of a supported family.
+        source: the dense base, a folder or hub id (also ID@REVISION) with safetensors weights in any layout of a
+            supported family.
         out: folder to create; it must not exist, or be empty.
         experts: checkpoints tuned from the base, name -> path (or paths, named by their folders), whose FFNs become
             the experts in this order. None: the base's own FFN is copied. The base may itself be one of them.

@@ -58,8 +58,9 @@ def extract(
 ) -> ExtractReport:
     """Write one expert of a mixture, or a weighted merge of its experts, as a dense checkpoint.
 
-    The result has the layout of the mixture's dense source, and its `config.json` but for what was set since, so what was upcycled from copies comes
-    back bit for bit (but for mask buffers, which hold no weights). Everything outside the experts is the mixture's.
+    The result has the layout of the mixture's dense source, and its `config.json` but for what was set since. What was
+    upcycled from copies comes back bit for bit (but for mask buffers, which hold no weights). Everything outside the
+    experts is the mixture's.
     A shared expert counts with its share of the output.
 
     Args:
@@ -183,30 +184,30 @@ def _source_of(config: MoEConfig) -> tuple[Layout, dict[str, Any], dict[str, str
             "dtype": _dtype_name(config),
         }
         return architecture.layouts[0], raw, {}
-    layouts = {layout.name: layout for layout in config.architecture.layouts}
-    layout = layouts[config.source["layout"]]
-    raw = _with_what_changed(config, layout, dict(config.source["config"]))
-    return layout, raw, config.source["duplicates"] if config.tie_word_embeddings else {}
+    source = config.source
+    layout = {layout.name: layout for layout in config.architecture.layouts}[source["layout"]]
+    raw = _with_what_changed(config, layout, source["config"])
+    if _dtype_name(config) != source["dtype"]:
+        raw["dtype" if "dtype" in raw else "torch_dtype"] = _dtype_name(config)
+    return layout, raw, source["duplicates"] if config.tie_word_embeddings else {}
 
 
 def _with_what_changed(config: MoEConfig, layout: Layout, raw: dict[str, Any]) -> dict[str, Any]:
-    """`raw`, the source's `config.json`, with what the mixture was given since: new tokens, longer contexts, a dtype.
+    """`raw`, the source's `config.json`, with what the mixture was given since: new tokens, longer contexts.
 
     Raises:
         ConfigError: the layout's `config.json` cannot say it.
     """
-    wanted, source = _family_fields(config), dense_config(config.architecture, layout, raw)
-    changed = {key: value for key, value in wanted.items() if value != _family_fields(source)[key]}
+    wanted, before = _family_fields(config), _family_fields(dense_config(config.architecture, layout, raw))
+    changed = {key: value for key, value in wanted.items() if value != before[key]}
     if "rope_parameters" in changed:  # what older files say instead would be believed first
         raw = {key: value for key, value in raw.items() if key not in OLD_ROPE_FIELDS}
-    raw |= changed
-    if _dtype_name(config) != config.source["dtype"]:
-        raw["dtype" if "dtype" in raw else "torch_dtype"] = _dtype_name(config)
+    raw = raw | changed
     written = _family_fields(dense_config(config.architecture, layout, raw))
     for key in changed:
         if written[key] != wanted[key]:
             raise ConfigError(
-                f"the mixture's {key} is {wanted[key]!r}, its source's was {_family_fields(source)[key]!r}, and the "
+                f"the mixture's {key} is {wanted[key]!r}, its source's was {before[key]!r}, and the "
                 f"config.json of a {layout.name} checkpoint cannot say so; set it back in the mixture's config.json"
             )
     return raw

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.architectures import DenseCheckpoint
-from moe_codegen.checkpoint import CheckpointReader, read_json
-from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
+from moe_codegen.architectures import DenseCheckpoint, is_mixture
+from moe_codegen.checkpoint import CheckpointReader, read_config, read_json
 from moe_codegen.modeling.parameters import ParameterCount, count_parameters
 from moe_codegen.modeling.quantisation import quantisation_of
 from moe_codegen.upcycle.mixture import open_mixture
@@ -73,8 +72,7 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
         ConfigError: the settings of a mixture that cannot hold.
     """
     folder = Path(folder)
-    model_type = str(read_json(folder / "config.json").get("model_type", ""))
-    if model_type.startswith(MODEL_TYPE_PREFIX):
+    if is_mixture(read_config(folder)):
         return _inspect_mixture(folder)
     return _inspect_dense(DenseCheckpoint(folder))
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from moe_codegen.checkpoint import CheckpointReader, read_json
+from moe_codegen.architectures import is_mixture
+from moe_codegen.checkpoint import CheckpointReader, read_config
 from moe_codegen.errors import CheckpointError
 from moe_codegen.modeling import MoEConfig
-from moe_codegen.modeling.configuration import MODEL_TYPE_PREFIX
 from moe_codegen.modeling.quantisation import quantisation_of, stored_model
 
 
@@ -16,10 +16,10 @@ def open_mixture(folder: Path, allow_quantised: bool = False) -> tuple[MoEConfig
         CheckpointError: it is none, its weights are not just those its configuration asks for, or its experts are
             quantised and that is not allowed.
     """
-    model_type = read_json(folder / "config.json").get("model_type", "")
-    if not model_type.startswith(MODEL_TYPE_PREFIX):
+    found = read_config(folder)
+    if not is_mixture(found):
         raise CheckpointError(
-            f"{folder} is a {model_type or 'nameless'} model, not a mixture of this library; "
+            f"{folder} is a {found['model_type'] or 'nameless'} model, not a mixture of this library; "
             f"make one with `moe-codegen upcycle {folder} OUT`"
         )
     config, reader = MoEConfig.from_pretrained(folder), CheckpointReader(folder)
@@ -30,18 +30,18 @@ def open_mixture(folder: Path, allow_quantised: bool = False) -> tuple[MoEConfig
         )
     model = stored_model(config)
     for name, parameter in model.named_parameters():
-        found = reader.headers.get(name)
-        if found is None or found.shape != tuple(parameter.shape):
+        header = reader.headers.get(name)
+        if header is None or header.shape != tuple(parameter.shape):
             raise CheckpointError(
-                f"{folder} {'lacks' if found is None else f'holds {found.shape} for'} {name}, for which its "
+                f"{folder} {'lacks' if header is None else f'holds {header.shape} for'} {name}, for which its "
                 f"config.json asks as {tuple(parameter.shape)}; fetch or convert it again"
             )
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # tied ones may be stored twice
     unknown = sorted(reader.keys() - known)
     if unknown:
         raise CheckpointError(
-            f"{folder} holds {unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''}, which its config.json "
-            "has no place for, and nothing is dropped silently: merge adapters first, or remove the tensor if you know "
-            "what it is"
+            f"{folder} holds {unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''}, which its "
+            "config.json has no place for, and nothing is dropped silently: merge adapters first, or remove the tensor "
+            "if you know what it is"
         )
     return config, reader

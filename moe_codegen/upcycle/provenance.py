@@ -14,7 +14,7 @@ PROVENANCE_FILE = "upcycle.json"
 def provenance_of(
     plan: Plan, sources: Sources, options: UpcycleOptions, hashes: Hashes, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The SHA-256 of every source and result, the commit of what came from the hub, the options, the versions, and each tensor's origin."""
+    """SHA-256 of every source and result, the hub's commits, the options, the versions, and each tensor's origin."""
 
     def origin(name: str) -> dict[str, Any]:
         folder = sources.checkpoints[name].reader.folder

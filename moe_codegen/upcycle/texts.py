@@ -27,7 +27,7 @@ def read_router_data(path: Path) -> dict[str, list[str]]:
         }
     elif path.is_file():
         texts = {}
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     expert, text = _record(line, f"{path}, line {number}")

@@ -179,12 +179,16 @@ def _check_files(folder: Path, progress: Progress) -> tuple[list[str], int]:
 
 def _check_same_shape(dense: DenseCheckpoint, mixture: MoEForCausalLM) -> None:
     config = mixture.config
+    if config.architecture != dense.architecture:
+        raise CheckpointError(
+            f"the mixture is a {config.model_type}, {dense.reader.folder} a {dense.architecture.family}; "
+            "give the checkpoint it was made from"
+        )
     for key in ("hidden_size", "num_hidden_layers", "vocab_size"):
         ours, theirs = getattr(config, key), getattr(dense.config, key)
-        if config.architecture != dense.architecture or ours != theirs:
+        if ours != theirs:
             raise CheckpointError(
-                f"the mixture is a {config.model_type} with {key} {ours}, {dense.reader.folder} a "
-                f"{dense.architecture.family} with {theirs}; give the checkpoint it was made from"
+                f"the mixture has {key} {ours}, {dense.reader.folder} {theirs}; give the checkpoint it was made from"
             )
 
 

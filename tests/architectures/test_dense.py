@@ -76,7 +76,9 @@ def test_weights_that_do_not_fit_are_refused_by_name(change, message, tmp_path):
     ("fields", "message"),
     [
         ({"model_type": "bert"}, "supported families are gpt_bigcode, phi"),
+        ({"model_type": None}, "of model_type ''; supported families"),
         ({"model_type": "moe_phi"}, "already a mixture"),
+        ({"model_type": "phi-msft"}, "phi-msft checkpoint has no 'n_embd'"),
         ({"model_type": "gpt2"}, "plain GPT-2"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"vocab_size": 100}, "different models"),
@@ -88,6 +90,15 @@ def test_a_config_that_does_not_fit_is_refused(fields, message, tmp_path):
     save_dense(tmp_path, "phi")
     edit_config(tmp_path, **fields)
     with pytest.raises(CheckpointError, match=message):
+        DenseCheckpoint(tmp_path)
+
+
+def test_a_width_that_the_config_leaves_out_is_the_familys_own(tmp_path):
+    save_dense(tmp_path, "gpt_bigcode")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["n_embd"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"asks for transformer.wte.weight \(128, 768\).* different models"):
         DenseCheckpoint(tmp_path)
 
 

@@ -82,6 +82,11 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def only_adapters(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "model.safetensors.index.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -93,6 +98,7 @@ def truncate(folder):
         (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "is not valid JSON"),
         (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+        (only_adapters, r"holds adapters .*merge_and_unload\(\)"),
         (lambda f: (f / "config.json").write_text("{'a': 1}"), r"config\.json is not valid JSON .*fetch it again"),
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), r"config\.json is not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), r"config\.json holds a JSON list, not an object"),

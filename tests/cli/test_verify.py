@@ -66,5 +66,10 @@ def test_an_error_that_is_no_number_is_null_in_json(mixture, tmp_path):
     assert record["first_departure"] == "layer 0"
 
 
+def test_a_text_that_is_not_utf_8_will_do(mixture, tmp_path):
+    (tmp_path / "latin").write_bytes("def caf\xe9(): pass".encode("latin-1"))
+    assert run("verify", dense("phi"), mixture, "--text", tmp_path / "latin").exit_code == 0
+
+
 def test_a_text_that_is_not_there_is_a_usage_error(mixture):
     assert run("verify", dense("phi"), mixture, "--text", "/no/such/text").exit_code == 2

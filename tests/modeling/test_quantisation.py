@@ -74,8 +74,8 @@ def test_quantised_weights_can_be_offloaded_to_the_disk_and_others_not_while_the
     model = MoEForCausalLM.from_pretrained(folder, expert_quantization="int8")
     model.save_pretrained(tmp_path / "quantised")
     layers = {f"transformer.h.{layer}": place for layer, place in enumerate(("cpu", "disk", "disk"))}
-    by_hand = {"transformer.wte": "cpu", "transformer.wpe": "cpu", **layers, "transformer.ln_f": "cpu", "lm_head": "cpu"}
-    for where in ({"device_map": by_hand}, {"device_map": "auto", "max_memory": {"cpu": "50KB"}}):
+    others = dict.fromkeys(("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"), "cpu")
+    for where in ({"device_map": layers | others}, {"device_map": "auto", "max_memory": {"cpu": "50KB"}}):
         where["offload_folder"] = str(tmp_path / "offloaded")
         with pytest.raises(ConfigError, match="`moe-codegen quantise MIXTURE OUT` first"):
             MoEForCausalLM.from_pretrained(folder, expert_quantization="int8", **where)
@@ -172,7 +172,8 @@ def test_training_the_experts_is_refused(folder):
         (lambda: ExpertQuantisationConfig(bits=2), "bits=2 is not supported"),
         (lambda: ExpertQuantisationConfig(bits=4, group_size=16), "group_size=16 is not supported with 4 bits"),
         (lambda: ExpertQuantisationConfig(bits=8, group_size=0), "group_size=0 is not supported"),
-        (lambda: ExpertQuantisationConfig(bits=4, group_size=64), "group_size=64 does not divide rows of 32"),
+        (lambda: ExpertQuantisationConfig(bits=4, group_size=64), "rows of 32; choose one that does, such as 32"),
+        (lambda: ExpertQuantisationConfig(bits=8, group_size=24), "rows of 32; choose one that does, such as 32"),
     ],
 )
 def test_what_cannot_be_is_refused_before_loading(folder, asked, message):

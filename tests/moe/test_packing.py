@@ -68,7 +68,7 @@ def test_a_packed_model_takes_plain_weights_and_refuses_others(model):
     pack_experts(model)
     model.load_state_dict(other.state_dict())
     torch.testing.assert_close(logits(model), expected)
-    with pytest.raises(RuntimeError, match="size mismatch for .*down_proj"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*down_proj"):
         model.load_state_dict({name: t[:1] if "down_proj" in name else t for name, t in other.state_dict().items()})
 
 

@@ -138,7 +138,7 @@ def test_what_was_set_since_the_conversion_comes_out_too(layout, changes, tmp_pa
 def test_a_setting_that_the_layout_has_no_word_for_is_refused(tmp_path):
     upcycle(dense("phi-msft"), tmp_path / "moe", num_experts=2)
     changed = copy_of(tmp_path / "moe", tmp_path / "changed", max_position_embeddings=256)
-    with pytest.raises(ConfigError, match="max_position_embeddings is 256, its source's was 64, .* phi-msft"):
+    with pytest.raises(ConfigError, match=r"max_position_embeddings is 256, its source's was 64, .* phi-msft"):
         extract(changed, tmp_path / "back")
 
 

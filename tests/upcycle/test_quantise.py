@@ -10,7 +10,7 @@ from moe_codegen import ExpertQuantisationConfig, MoEForCausalLM, extract, quant
 from moe_codegen.errors import CheckpointError, ConfigError, OutputError, ResumeError
 from moe_codegen.upcycle import verify
 from tests.tiny import save_dense
-from tests.upcycle.checkpoints import Steps, hashes_of, tensors_of
+from tests.upcycle.checkpoints import Steps, dense, hashes_of, tensors_of
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,12 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(moe, settings, message, tm
     with pytest.raises(ConfigError, match=message):
         quantise(moe, tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_no_group_of_four_bits_fits_are_refused_with_what_does(tmp_path):
+    upcycle(dense("phi"), tmp_path / "moe", num_experts=2)  # whose second matrices have rows of 80
+    with pytest.raises(ConfigError, match=r"rows of 80 are no multiple of 32, .*; use 8 bits"):
+        quantise(tmp_path / "moe", tmp_path / "out", bits=4)
 
 
 def test_a_dense_source_a_taken_target_and_weights_that_are_no_numbers_are_refused(moe, tmp_path):

@@ -121,10 +121,16 @@ def test_without_a_tokenizer_any_ids_will_do(mixture, tmp_path):
     assert verify(source, mixture).passed
 
 
-@pytest.mark.parametrize(("layout", "overrides"), [("llama", {}), ("phi", {"num_hidden_layers": 2})])
-def test_another_source_is_refused(layout, overrides, mixture, tmp_path):
+@pytest.mark.parametrize(
+    ("layout", "overrides", "message"),
+    [
+        ("llama", {"num_hidden_layers": 2}, "is a moe_phi, .* a llama"),
+        ("phi", {"num_hidden_layers": 2}, "num_hidden_layers 3, .* 2"),
+    ],
+)
+def test_another_source_is_refused(layout, overrides, message, mixture, tmp_path):
     save_dense(tmp_path / "other", layout, **overrides)
-    with pytest.raises(CheckpointError, match="give the checkpoint it was made from"):
+    with pytest.raises(CheckpointError, match=f"{message}; give the checkpoint it was made from"):
         verify(tmp_path / "other", mixture)
 
 
