@@ -136,10 +136,11 @@ class MoEConfig(PreTrainedConfig):
             dense.pop(field, None)
         return config_class_of(config.model_type)(**{**dense, **fields})
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    def to_json_file(self, json_file_path: Any, *args: Any, **kwargs: Any) -> None:
         """Write `config.json`, and beside it the file that its `auto_map` names."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / f"{MODULE}.py").write_text(module_of(self.architecture.class_prefix))
+        # Here and not in `save_pretrained`, which uploads, if it is asked to, what was written since it was called.
+        super().to_json_file(json_file_path, *args, **kwargs)
+        Path(json_file_path).with_name(f"{MODULE}.py").write_text(module_of(self.architecture.class_prefix))
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from transformers import configuration_utils
 
+from moe_codegen import MoEConfig
 from moe_codegen.modeling.auto_map import MODULE
 from tests.modeling.mixture import mixture
 from tests.tiny import FAMILIES
@@ -29,6 +32,21 @@ def test_a_tool_that_does_not_know_us_loads_saves_and_loads(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.split() == ["MoEPhiForCausalLM"], done.stderr
     assert {path.name for path in (tmp_path / "again").glob("*.py")} == {f"{MODULE}.py"}
+
+
+def test_what_is_pushed_to_the_hub_has_the_file_too(tmp_path, monkeypatch):
+    repository = SimpleNamespace(repo_id="someone/model")
+    create = SimpleNamespace(create_repo=lambda *args, **kwargs: repository)
+    monkeypatch.setattr(configuration_utils, "hf_api", lambda: create, raising=False)
+    monkeypatch.setattr(configuration_utils, "create_repo", create.create_repo, raising=False)
+    uploaded = set()
+
+    def upload(self, folder, repo_id, timestamps, **kwargs):
+        uploaded.update(path.name for path in tmp_path.iterdir() if path.name not in timestamps)
+
+    monkeypatch.setattr(MoEConfig, "_upload_modified_files", upload)
+    mixture("phi").config.save_pretrained(str(tmp_path), push_to_hub=True)
+    assert uploaded == {"config.json", f"{MODULE}.py"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
