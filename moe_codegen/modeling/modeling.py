@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.configuration import MoEConfig
 from moe_codegen.modeling.linear import Linear, use_own_linear
-from moe_codegen.modeling.quantisation import ExpertQuantisationConfig, quantisation_of
+from moe_codegen.modeling.quantisation import ExpertQuantisationConfig, is_quantised_so
 from moe_codegen.moe import Experts, SparseMoE, TopKRouter, load_balancing_loss, packing, router_z_loss
 from moe_codegen.moe.implementation import NAME as OUR_IMPLEMENTATION
 from moe_codegen.moe.router import own_expert
@@ -67,6 +67,18 @@ class MoEPreTrainedModel(PreTrainedModel):
                     init.normal_(parameter, std=self.config.initializer_range)
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, expert_quantization: Any = None, **kwargs: Any
+    ) -> Any:
+        """As transformers' `from_pretrained`, with `expert_quantization` as for `MoEForCausalLM`."""
+        if expert_quantization is not None:
+            kwargs["quantization_config"] = ExpertQuantisationConfig.of(expert_quantization)
+        asked = kwargs.get("quantization_config")
+        if asked is not None and is_quantised_so(_config_of(pretrained_model_name_or_path, kwargs), asked):
+            kwargs.pop("quantization_config")  # transformers would warn that it goes by the checkpoint's own
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         packing.check_packed_stay(self, fn)  # or they would refuse when what comes before them has been cast
@@ -181,17 +193,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         Raises:
             ConfigError: it holds a dense model, or its experts cannot be quantised, or are in another way.
         """
-        asked = kwargs.pop("expert_quantization", None)
-        if asked is not None:
-            kwargs["quantization_config"] = ExpertQuantisationConfig.of(asked)
         if cls is MoEForCausalLM:
-            config = kwargs.get("config")
-            if not isinstance(config, PreTrainedConfig):
-                where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-                named = {key: kwargs[key] for key in where if key in kwargs}
-                config = MoEConfig.from_pretrained(config or pretrained_model_name_or_path, **named)
-            _check_not_quantised_otherwise(config, kwargs)
-            cls = cls._class_for(config)
+            cls = cls._class_for(_config_of(pretrained_model_name_or_path, kwargs))
             return cls.from_pretrained(pretrained_model_name_or_path, *args, pack_experts=pack_experts, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pack_experts:
@@ -314,17 +317,14 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         return torch.stack(balance).mean(), torch.stack(z).mean()
 
 
-def _check_not_quantised_otherwise(config: PreTrainedConfig, arguments: dict[str, Any]) -> None:
-    """Drop a request for what the checkpoint is already; ConfigError where it is quantised in another way."""
-    stored, asked = quantisation_of(config), arguments.get("quantization_config")
-    if stored is None or asked is None:
-        return
-    if stored != asked:
-        raise ConfigError(
-            f"the checkpoint's experts are quantised already ({stored}), and {asked} was asked for; "
-            "leave it out, or load the mixture that the checkpoint was made from"
-        )
-    del arguments["quantization_config"]
+def _config_of(checkpoint: Any, arguments: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration that `from_pretrained(checkpoint, **arguments)` would read, or was given."""
+    config = arguments.get("config")
+    if isinstance(config, PreTrainedConfig):
+        return config
+    where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    named = {key: arguments[key] for key in where if key in arguments}
+    return MoEConfig.from_pretrained(config or checkpoint, **named)
 
 
 def _of_tokens(language_ids: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:

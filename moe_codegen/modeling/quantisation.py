@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -156,9 +156,28 @@ def replace_experts(model: PreTrainedModel, quantisation: ExpertQuantisationConf
         model.set_submodule(place, QuantisedExperts(experts, quantisation.bits, quantisation.group_size))
 
 
-def quantisation_of(config: MoEConfig) -> ExpertQuantisationConfig | None:
+def quantisation_of(config: PreTrainedConfig) -> ExpertQuantisationConfig | None:
     """How the experts of a mixture with this configuration are stored; None for full precision."""
-    found = getattr(config, "quantization_config", None)
+    return _as_ours(getattr(config, "quantization_config", None))
+
+
+def is_quantised_so(config: PreTrainedConfig, asked: Any) -> bool:
+    """Whether the checkpoint of `config` is stored as the quantisation `asked` has it; False for full precision.
+
+    Raises:
+        ConfigError: its experts are quantised in another way.
+    """
+    stored = quantisation_of(config)
+    if stored is not None and stored != _as_ours(asked):
+        raise ConfigError(
+            f"the checkpoint's experts are quantised already ({stored}), and {asked} was asked for; "
+            "leave it out, or load the mixture that the checkpoint was made from"
+        )
+    return stored is not None
+
+
+def _as_ours(found: Any) -> ExpertQuantisationConfig | None:
+    """`found` in a configuration or an argument, as an object or its dictionary; None if it is not of this library."""
     if isinstance(found, dict) and found.get("quant_method") == METHOD:
         return ExpertQuantisationConfig.from_dict(found)
     return found if isinstance(found, ExpertQuantisationConfig) else None

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from moe_codegen import MoEForCausalLM
 from moe_codegen.errors import ConfigError
@@ -181,11 +181,16 @@ def test_what_cannot_be_is_refused_before_loading(folder, asked, message):
         MoEForCausalLM.from_pretrained(folder, expert_quantization=asked())
 
 
-def test_a_quantised_checkpoint_cannot_be_quantised_in_another_way(folder, tmp_path):
-    MoEForCausalLM.from_pretrained(folder, expert_quantization="int8").save_pretrained(tmp_path)
-    MoEForCausalLM.from_pretrained(tmp_path, expert_quantization="int8")
-    with pytest.raises(ConfigError, match=r"quantised already \(int8, a scale for each row\), and int4, groups of 32"):
-        MoEForCausalLM.from_pretrained(tmp_path, expert_quantization="int4")
+def test_a_quantised_checkpoint_cannot_be_quantised_in_another_way_by_any_class(folder, tmp_path):
+    model = MoEForCausalLM.from_pretrained(folder, expert_quantization="int8")
+    model.save_pretrained(tmp_path)
+    int8, int4 = (ExpertQuantisationConfig(bits=bits) for bits in (8, 4))
+    for loader in (MoEForCausalLM, AutoModelForCausalLM, type(model), AutoModel):
+        loader.from_pretrained(tmp_path, quantization_config=int8)
+        with pytest.raises(
+            ConfigError, match=r"quantised already \(int8, a scale for each row\), and int4, groups of 32"
+        ):
+            loader.from_pretrained(tmp_path, quantization_config=int4)
 
 
 def test_a_dense_model_has_nothing_to_quantise(tmp_path):
