@@ -67,7 +67,9 @@ def _print(report: VerifyReport, console: Console) -> None:
         console.print(f"[red]damaged:[/red] {escape(name)} is not what was written; convert or fetch it again")
     if report.checked_files and not report.damaged:
         console.print(f"Weight files with the SHA-256 they were written with: {report.checked_files}.", highlight=False)
-    if report.passed:
+    if report.not_run:
+        console.print(f"What it computes was not compared: {escape(report.not_run)}.", highlight=False)
+    elif report.passed:
         console.print(f"[green]Equal[/green] within {report.tolerance:g} at every stage.", highlight=False)
     elif report.first_departure:
         console.print(

@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.checkpoint import StagedFolder, free_bytes, resolve_target, write_index
+from moe_codegen.checkpoint import StagedFolder, free_bytes, resolve_target
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.reporting import Progress, no_progress
-from moe_codegen.upcycle.card import model_card
-from moe_codegen.upcycle.execute import write_shards
+from moe_codegen.upcycle.card import mixture_card
 from moe_codegen.upcycle.options import FROM_TEXT, RouterInit, UpcycleOptions
+from moe_codegen.upcycle.output import write_checkpoint
 from moe_codegen.upcycle.plan import Plan, make_plan
-from moe_codegen.upcycle.provenance import PROVENANCE_FILE, provenance_of, version_of
+from moe_codegen.upcycle.provenance import provenance_of, version_of
 from moe_codegen.upcycle.router import check_router_texts, make_routers
-from moe_codegen.upcycle.sidecars import copy_sidecars
-from moe_codegen.upcycle.sources import Hashes, Sources, open_sources
+from moe_codegen.upcycle.sources import Sources, open_sources
 
 DEFAULT_NUM_EXPERTS = 8
 # What each worker holds at once: a source tensor and its cast; to make experts differ, also some in fp32.
@@ -160,11 +159,20 @@ def upcycle(
         hashes = sources.scan(workers, options.torch_dtype, progress("reading the sources", sources.nbytes, 0))
     with _timed(report.seconds, "router"):
         plan.routers.update(make_routers(sources.base, plan.config, options, router_data))
-    with _timed(report.seconds, "write"), staged:
-        write_shards(plan.shards, staged, workers, progress, "writing the mixture")
-        report.files.update(sorted(staged.done.items()))
-        _write_companions(staged.path, sources, options, hashes, report)
-        staged.finish()
+    base = sources.base.reader.folder
+    with _timed(report.seconds, "write"):
+        files = write_checkpoint(
+            staged,
+            plan.shards,
+            base,
+            record=lambda files: provenance_of(plan, sources, options, hashes, files),
+            card=lambda record: mixture_card(plan, record, base, report.warnings),
+            write_config=plan.config.save_pretrained,
+            step="writing the mixture",
+            progress=progress,
+            workers=workers,
+        )
+    report.files.update(files)
     return report
 
 
@@ -224,19 +232,6 @@ def _fingerprint(sources: Sources, options: UpcycleOptions, texts: Mapping[str, 
         "router_data": texts and hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest(),
         "version": version_of("moe-codegen"),
     }
-
-
-def _write_companions(
-    folder: Path, sources: Sources, options: UpcycleOptions, hashes: Hashes, report: UpcycleReport
-) -> None:
-    """Everything beside the weights; `config.json` last, for without it nothing loads."""
-    plan = report.plan
-    provenance = provenance_of(plan, sources, options, hashes, report.files)
-    copy_sidecars(sources.base.reader.folder, folder)
-    write_index(folder, plan.shards)
-    (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=1) + "\n")
-    (folder / "README.md").write_text(model_card(plan, provenance, report.warnings))
-    plan.config.save_pretrained(folder)
 
 
 @contextmanager

@@ -13,22 +13,19 @@ import torch
 from moe_codegen.architectures.stock import STOCK_MIXTURES, StockMixture
 from moe_codegen.checkpoint import (
     CheckpointReader,
-    StagedFolder,
     TensorToWrite,
     into_shards,
     resolve_source,
     resolve_target,
-    write_index,
 )
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.modeling.parameters import parameter_shapes
 from moe_codegen.reporting import Progress, no_progress
-from moe_codegen.upcycle.execute import write_shards
+from moe_codegen.upcycle.card import LOAD_STOCK, model_card
 from moe_codegen.upcycle.mixture import open_mixture
 from moe_codegen.upcycle.options import parse_size
-from moe_codegen.upcycle.provenance import version_of
-from moe_codegen.upcycle.sidecars import copy_sidecars
+from moe_codegen.upcycle.output import write_from_mixture
 
 SPARSE = re.compile(r"^(.+\.\d+)\.mlp\.(gate|experts|shared_expert)\.(.+)$")
 ABSENT_WIDTH = 256  # of a shared expert that adds nothing; what engines cut and quantise by divides it
@@ -67,17 +64,27 @@ def export(
     config, reader = open_mixture(folder)
     stock = _stock_mixture(config)
     shards = into_shards(_tensors(config, stock, reader), parse_size(max_shard_size))
-    nbytes = sum(shard.nbytes for shard in shards)
-    fingerprint = {"source": reader.stamps(), "max_shard_size": max_shard_size, "version": version_of("moe-codegen")}
-    staged = StagedFolder(out, fingerprint)
-    staged.check_space(nbytes)
-    with staged:
-        write_shards(shards, staged, 1, progress, f"writing {stock.model_type}")
-        copy_sidecars(folder, staged.path)
-        write_index(staged.path, shards)
-        (staged.path / "config.json").write_text(json.dumps(_config_fields(config, stock), indent=2) + "\n")
-        staged.finish()
-    return ExportReport(out, stock.model_type, nbytes, dict(sorted(staged.done.items())))
+    fields = _config_fields(config, stock)
+    files = write_from_mixture(
+        source,
+        reader,
+        out,
+        shards,
+        {"max_shard_size": max_shard_size},
+        card=lambda record: model_card(
+            record,
+            folder,
+            title=f"as {stock.model_type}",
+            what=f"The mixture `{source}` in the layers of `{stock.class_name}`, written",
+            facts=[f"{config.num_experts} experts in each sparse layer, {config.num_experts_per_tok} take each token."],
+            code=LOAD_STOCK,
+            tags="mixture-of-experts, code, upcycled",
+        ),
+        write_config=lambda path: (path / "config.json").write_text(json.dumps(fields, indent=2) + "\n"),
+        step=f"writing {stock.model_type}",
+        progress=progress,
+    )
+    return ExportReport(out, stock.model_type, sum(shard.nbytes for shard in shards), files)
 
 
 def _stock_mixture(config: MoEConfig) -> StockMixture:

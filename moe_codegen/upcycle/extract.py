@@ -15,21 +15,18 @@ from moe_codegen.architectures import Layout
 from moe_codegen.architectures.dense import bind, dense_config, empty_model
 from moe_codegen.architectures.layout import Rule
 from moe_codegen.checkpoint import (
-    StagedFolder,
     TensorToWrite,
     into_shards,
     resolve_source,
     resolve_target,
-    write_index,
 )
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.reporting import Progress, no_progress
-from moe_codegen.upcycle.execute import write_shards
+from moe_codegen.upcycle.card import LOAD_DENSE, model_card
 from moe_codegen.upcycle.mixture import open_mixture
 from moe_codegen.upcycle.options import parse_size
-from moe_codegen.upcycle.provenance import version_of
-from moe_codegen.upcycle.sidecars import copy_sidecars
+from moe_codegen.upcycle.output import write_from_mixture
 from moe_codegen.upcycle.weights import blend, shares
 
 # What config.json called parts of `rope_parameters` before transformers 5, and still reads first.
@@ -83,16 +80,29 @@ def extract(
     mixture = _Mixture(folder, expert, weights)
     tensors = [tensor for rule in mixture.rules for tensor in mixture.stored_tensors(rule)]
     shards = into_shards(tensors, parse_size(max_shard_size))
+    merged = ", ".join(f"{name} {weight:.3g}" for name, weight in mixture.weights.items())
+    files = write_from_mixture(
+        source,
+        mixture.reader,
+        out,
+        shards,
+        # A list, for what is summed first is part of the result.
+        {"weights": list(mixture.weights.items()), "max_shard_size": max_shard_size},
+        card=lambda record: model_card(
+            record,
+            folder,
+            title="dense",
+            what=f"A dense checkpoint in the layout `{mixture.layout.name}`, taken out of the mixture `{source}`",
+            facts=[f"Of its experts: {merged}."],
+            code=LOAD_DENSE,
+            tags="code",
+        ),
+        write_config=lambda path: (path / "config.json").write_text(json.dumps(mixture.raw_config, indent=2) + "\n"),
+        step="writing the dense checkpoint",
+        progress=progress,
+    )
     nbytes = sum(shard.nbytes for shard in shards)
-    staged = StagedFolder(out, mixture.fingerprint | {"max_shard_size": max_shard_size})
-    staged.check_space(nbytes)
-    with staged:
-        write_shards(shards, staged, 1, progress, "writing the dense checkpoint")
-        copy_sidecars(folder, staged.path)
-        write_index(staged.path, shards)
-        (staged.path / "config.json").write_text(json.dumps(mixture.raw_config, indent=2) + "\n")
-        staged.finish()
-    return ExtractReport(out, mixture.layout.name, mixture.weights, nbytes, dict(sorted(staged.done.items())))
+    return ExtractReport(out, mixture.layout.name, mixture.weights, nbytes, files)
 
 
 class _Mixture:
@@ -109,12 +119,6 @@ class _Mixture:
         duplicates = [Rule((name,), (kept,)) for name, kept in tied.items()]
         self.rules = [*dict.fromkeys(rules.values()), *duplicates]
         self.weights = _expert_weights(self.config, expert, weights)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one it goes on from."""
-        version = version_of("moe-codegen")
-        return {"source": self.reader.stamps(), "weights": list(self.weights.items()), "version": version}
 
     def stored_tensors(self, rule: Rule) -> list[TensorToWrite]:
         """The tensors of the dense checkpoint's own layout that `rule` speaks of."""

@@ -1,6 +1,7 @@
-"""Where a mixture came from, as `upcycle.json` keeps it."""
+"""Where a checkpoint came from, as `upcycle.json` keeps it."""
 
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from moe_codegen.checkpoint import commit_of
@@ -10,24 +11,36 @@ from moe_codegen.upcycle.sources import Hashes, Sources
 
 PROVENANCE_FILE = "upcycle.json"
 
+# File -> {"bytes", "sha256"}.
+Files = dict[str, dict[str, Any]]
+
 
 def provenance_of(
-    plan: Plan, sources: Sources, options: UpcycleOptions, hashes: Hashes, files: dict[str, dict[str, Any]]
+    plan: Plan, sources: Sources, options: UpcycleOptions, hashes: Hashes, files: Files
 ) -> dict[str, Any]:
-    """SHA-256 of every source and result, the hub's commits, the options, the versions, and each tensor's origin."""
+    """The record of a mixture: also the SHA-256 of its sources' files, and each tensor's origin."""
 
     def origin(name: str) -> dict[str, Any]:
-        folder = sources.checkpoints[name].reader.folder
-        return {"given": sources.given[name], "commit": commit_of(folder), "sha256": hashes[name]}
+        return origin_of(sources.given[name], sources.checkpoints[name].reader.folder) | {"sha256": hashes[name]}
 
-    return {
-        "source": {**origin("base"), "layout": sources.base.layout.name},
-        "experts": {name: origin(name) for name in sources.experts},
-        "options": options.to_dict(),
-        "versions": {name: version_of(name) for name in ("moe-codegen", "torch", "transformers", "safetensors")},
-        "files": files,
-        "tensors": {record.pop("name"): record for record in plan.records()},
-    }
+    return record_of(
+        origin("base") | {"layout": sources.base.layout.name},
+        options.to_dict(),
+        files,
+        experts={name: origin(name) for name in sources.experts},
+        tensors={record.pop("name"): record for record in plan.records()},
+    )
+
+
+def record_of(source: dict[str, Any], options: dict[str, Any], files: Files, **more: Any) -> dict[str, Any]:
+    """What a checkpoint was made from, how and by which versions, and its files with their SHA-256."""
+    versions = {name: version_of(name) for name in ("moe-codegen", "torch", "transformers", "safetensors")}
+    return {"source": source, "options": options, "versions": versions, "files": files, **more}
+
+
+def origin_of(given: str | Path, folder: Path) -> dict[str, Any]:
+    """A source as the user named it, and the commit of one that came from the hub."""
+    return {"given": str(given), "commit": commit_of(folder)}
 
 
 def version_of(distribution: str) -> str:

@@ -1,7 +1,6 @@
 """`quantise`: a mixture on disk with its experts in 8 or 4 bits, one tensor in memory at a time."""
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,24 +11,20 @@ import torch
 
 from moe_codegen.checkpoint import (
     CheckpointReader,
-    StagedFolder,
     TensorToWrite,
     into_shards,
-    read_json,
     resolve_source,
     resolve_target,
-    write_index,
 )
 from moe_codegen.errors import CheckpointError
 from moe_codegen.modeling import ExpertQuantisationConfig, MoEConfig
 from moe_codegen.modeling.quantisation import stored_model
 from moe_codegen.moe.quantised import SCALES
 from moe_codegen.reporting import Progress, no_progress
-from moe_codegen.upcycle.execute import write_shards
+from moe_codegen.upcycle.card import LOAD_MIXTURE, model_card
 from moe_codegen.upcycle.mixture import open_mixture
 from moe_codegen.upcycle.options import parse_size
-from moe_codegen.upcycle.provenance import PROVENANCE_FILE, version_of
-from moe_codegen.upcycle.sidecars import copy_sidecars
+from moe_codegen.upcycle.output import write_from_mixture
 from moe_codegen_kernels.quantised_weights import ROWS_AT_ONCE, round_to, scales_of
 
 
@@ -76,21 +71,26 @@ def quantise(
     quantised = copy.deepcopy(config)
     quantised.quantization_config = quantisation
     shards = into_shards(_tensors(reader, quantised, quantisation), parse_size(max_shard_size))
-    nbytes = sum(shard.nbytes for shard in shards)
-    options = {"bits": bits, "group_size": group_size, "max_shard_size": max_shard_size}
-    fingerprint = {"source": reader.stamps(), "options": options, "version": version_of("moe-codegen")}
-    staged = StagedFolder(out, fingerprint)
-    staged.check_space(nbytes)
-    with staged:
-        write_shards(shards, staged, 1, progress, "quantising the experts")
-        files = dict(sorted(staged.done.items()))
-        copy_sidecars(folder, staged.path)
-        write_index(staged.path, shards)
-        provenance = _provenance(source, folder, options, files)
-        (staged.path / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=1) + "\n")
-        quantised.save_pretrained(staged.path)
-        staged.finish()
-    return QuantiseReport(out, quantisation, reader.nbytes, nbytes, files)
+    files = write_from_mixture(
+        source,
+        reader,
+        out,
+        shards,
+        {"bits": bits, "group_size": group_size, "max_shard_size": max_shard_size},
+        card=lambda record: model_card(
+            record,
+            folder,
+            title=f"experts in int{bits}",
+            what=f"The mixture `{source}` with its experts quantised",
+            facts=[f"Its experts: {quantisation}; everything else is as it was."],
+            code=LOAD_MIXTURE,
+            tags="mixture-of-experts, code, upcycled",
+        ),
+        write_config=quantised.save_pretrained,
+        step="quantising the experts",
+        progress=progress,
+    )
+    return QuantiseReport(out, quantisation, reader.nbytes, sum(shard.nbytes for shard in shards), files)
 
 
 def _tensors(
@@ -124,15 +124,3 @@ def _quantised(
         except ValueError as error:
             raise CheckpointError(f"{reader.folder}, {name}: {error}") from error
         yield scales_NG if give_scales else round_to(rows_NK, scales_NG, quantisation.bits)
-
-
-def _provenance(source: str | Path, folder: Path, options: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
-    """What it was made from and how; with the source's own record, where it has one."""
-    record = {
-        "source": {"given": str(source)},
-        "options": options,
-        "versions": {name: version_of(name) for name in ("moe-codegen", "torch", "transformers", "safetensors")},
-        "files": files,
-    }
-    origin = folder / PROVENANCE_FILE
-    return record | ({"quantised_from": read_json(origin)} if origin.exists() else {})

@@ -39,9 +39,9 @@ def test_it_writes_what_loading_quantised_and_saving_does(moe, bits, group_size,
 def test_the_record_names_the_source_and_its_own_record(moe, tmp_path):
     quantise(moe, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "upcycle.json").read_text())
-    assert record["source"] == {"given": str(moe)}
+    assert record["source"] == {"given": str(moe), "commit": None}
     assert record["options"]["bits"] == 8
-    assert record["quantised_from"] == json.loads((moe / "upcycle.json").read_text())
+    assert record["source_record"] == json.loads((moe / "upcycle.json").read_text())
     assert {name: entry["sha256"] for name, entry in record["files"].items()} == {
         name: digest for name, digest in hashes_of(tmp_path / "out").items() if name.endswith(".safetensors")
     }
@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(moe, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         quantise(moe, tmp_path / "out", **arguments, progress=Steps(kill))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ResumeError, match="another options"):
+    with pytest.raises(ResumeError, match="another bits"):
         quantise(moe, tmp_path / "out", bits=8, max_shard_size="20KB")
     steps = Steps()
     quantise(moe, tmp_path / "out", **arguments, progress=steps)
@@ -110,7 +110,19 @@ def test_what_needs_full_precision_says_what_to_give(moe, tmp_path):
     for act in (
         lambda: quantise(tmp_path / "int8", tmp_path / "again"),
         lambda: extract(tmp_path / "int8", tmp_path / "dense"),
-        lambda: verify(moe.parent / "dense", tmp_path / "int8"),
+        lambda: verify(moe.parent / "dense", tmp_path / "int8", files=False),
     ):
         with pytest.raises(CheckpointError, match=r"are quantised \(int8, a scale for each row\); give the mixture"):
             act()
+
+
+def test_verify_checks_the_files_of_a_quantised_mixture(moe, tmp_path):
+    quantise(moe, tmp_path / "int8")
+    report = verify(moe.parent / "dense", tmp_path / "int8")
+    assert report.passed
+    assert (report.checked_files, report.rows) == (1, [])
+    assert "int8" in report.not_run
+    with (tmp_path / "int8" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    assert verify(moe.parent / "dense", tmp_path / "int8").damaged == ["model.safetensors"]

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from huggingface_hub import metadata_load
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GenerationConfig
 
-from moe_codegen import MoEForCausalLM, upcycle
+from moe_codegen import MoEForCausalLM, export, extract, quantise, upcycle
 from moe_codegen.architectures import DenseCheckpoint
 from moe_codegen.errors import ConfigError
 from moe_codegen.upcycle import verify
@@ -133,6 +135,33 @@ def test_the_card_says_what_it_is_and_the_notes(tmp_path):
         assert fact in card
     assert report.warnings
     assert all(warning in card for warning in report.warnings)
+
+
+CARD_OF_THE_BASE = "---\nlicense: bigcode-openrail-m\ntags: [code]\n---\n# A base\n"
+
+
+def test_every_verb_leaves_a_card_with_licence_and_base_and_a_record_with_hashes(tmp_path, monkeypatch):
+    base = tmp_path / "snapshots" / "c0ffee"  # as in the hub's cache
+    base.parent.mkdir()
+    copy_of(dense("llama", intermediate_size=96), base)
+    (base / "README.md").write_text(CARD_OF_THE_BASE)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(base))
+    upcycle("org/base@main", tmp_path / "moe", num_experts=3)
+    extract(tmp_path / "moe", tmp_path / "dense")
+    export(tmp_path / "moe", tmp_path / "mixtral")
+    quantise(tmp_path / "moe", tmp_path / "int8")
+    for name in ("moe", "dense", "mixtral", "int8"):
+        settings = metadata_load(tmp_path / name / "README.md")
+        assert (settings["license"], settings["base_model"]) == ("bigcode-openrail-m", "org/base")
+        record = json.loads((tmp_path / name / "upcycle.json").read_text())
+        assert record["files"]["model.safetensors"]["sha256"] == hashes_of(tmp_path / name)["model.safetensors"]
+        origin = record["source"] if name == "moe" else record["source_record"]["source"]
+        assert (origin["given"], origin["commit"]) == ("org/base@main", "c0ffee")
+        (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / name / "README.md").read_text(), re.DOTALL)
+        found: dict = {}
+        exec(code.replace('"."', repr(str(tmp_path / name))), found)
+        assert found["model"].config.num_hidden_layers == 3
+        assert found["tokenizer"].encode("def")
 
 
 @pytest.mark.parametrize(("main", "norms"), [("float16", torch.float32), ("float32", torch.bfloat16)])
