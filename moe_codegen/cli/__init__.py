@@ -7,11 +7,10 @@ from importlib import metadata
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from moe_codegen.cli import demo, export, extract, generate, inspect, quantise, report, tune, upcycle, verify
-from moe_codegen.cli.console import show_warning
+from moe_codegen.cli.console import messages, show_warning
 from moe_codegen.errors import MoECodegenError
 
 TRAINING = "Train and evaluate"
@@ -74,5 +73,5 @@ def main() -> None:
             warnings.showwarning = show_warning
             app()
     except MoECodegenError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        messages.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)

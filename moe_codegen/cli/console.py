@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-output = Console(highlight=False, soft_wrap=False)
+# Printed with `soft_wrap=True`, a line is not broken where the terminal ends, and can be copied.
+output = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
 
 

@@ -1,14 +1,12 @@
 """`moe-codegen export`: a mixture as Mixtral, Qwen2-MoE or Qwen3-MoE, for engines that know only those."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli.upcycle import AS_IT_IS
+from moe_codegen.cli import console
 from moe_codegen.reporting import bytes_bar, format_bytes
 from moe_codegen.upcycle import export as write_exported
 
@@ -23,11 +21,11 @@ def export(
 
     Of the Llama and Mistral families it is Mixtral then, of Qwen2 Qwen2-MoE, of Qwen3 Qwen3-MoE.
     """
-    with bytes_bar(Console(stderr=True)) as progress:
+    with bytes_bar(console.messages) as progress:
         report = write_exported(source, out, max_shard_size=max_shard_size, progress=progress)
     if as_json:
         record = {"out": str(report.out), "model_type": report.model_type}
-        typer.echo(json.dumps({**record, "bytes": report.nbytes, "files": report.files}))
+        console.print_json({**record, "bytes": report.nbytes, "files": report.files})
         return
     written = f"[green]Wrote {escape(str(report.out))}[/green]: {format_bytes(report.nbytes)}, {report.model_type}"
-    Console().print(written, **AS_IT_IS)
+    console.output.print(written, soft_wrap=True)

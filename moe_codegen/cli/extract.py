@@ -1,14 +1,13 @@
 """`moe-codegen extract`: one expert, or a merge of them, back to a dense checkpoint."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli.upcycle import AS_IT_IS, parse_weights
+from moe_codegen.cli import console
+from moe_codegen.cli.upcycle import parse_weights
 from moe_codegen.reporting import bytes_bar, format_bytes
 from moe_codegen.upcycle import extract as take_out
 
@@ -25,15 +24,16 @@ def extract(
 
     The checkpoint has the layout and the configuration of the mixture's own dense source.
     """
-    with bytes_bar(Console(stderr=True)) as progress:
+    with bytes_bar(console.messages) as progress:
         merge = parse_weights(weights) if weights else None
         report = take_out(source, out, expert=expert, weights=merge, max_shard_size=max_shard_size, progress=progress)
     if as_json:
         record = {"out": str(report.out), "layout": report.layout, "weights": report.weights}
-        typer.echo(json.dumps({**record, "bytes": report.nbytes, "files": report.files}))
+        console.print_json({**record, "bytes": report.nbytes, "files": report.files})
         return
     merged = ", ".join(f"{name} {weight:.3g}" for name, weight in report.weights.items())
-    console = Console()
     size = format_bytes(report.nbytes)
-    console.print(f"[green]Wrote {escape(str(report.out))}[/green]: {size} in the layout {report.layout}", **AS_IT_IS)
-    console.print(f"Experts: {escape(merged)}", **AS_IT_IS)
+    console.output.print(
+        f"[green]Wrote {escape(str(report.out))}[/green]: {size} in the layout {report.layout}", soft_wrap=True
+    )
+    console.output.print(f"Experts: {escape(merged)}", soft_wrap=True)

@@ -1,14 +1,12 @@
 """`moe-codegen quantise`: a mixture with its experts in 8 or 4 bits."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from moe_codegen.cli.upcycle import AS_IT_IS
+from moe_codegen.cli import console
 from moe_codegen.reporting import bytes_bar, format_bytes
 from moe_codegen.upcycle import quantise as write_quantised
 
@@ -27,15 +25,16 @@ def quantise(
 
     A killed run goes on where it stopped when the same command is given again.
     """
-    with bytes_bar(Console(stderr=True)) as progress:
+    with bytes_bar(console.messages) as progress:
         report = write_quantised(
             source, out, bits=bits, group_size=group_size, max_shard_size=max_shard_size, progress=progress
         )
     if as_json:
         sizes = {"source_bytes": report.source_bytes, "bytes": report.nbytes}
         record = {"out": str(report.out), "bits": bits, "group_size": report.quantisation.group_size}
-        typer.echo(json.dumps({**record, **sizes, "files": report.files}))
+        console.print_json({**record, **sizes, "files": report.files})
         return
     sizes_told = f"{format_bytes(report.nbytes)}, from {format_bytes(report.source_bytes)}"
-    console = Console()
-    console.print(f"[green]Wrote {escape(str(report.out))}[/green]: {sizes_told} ({report.quantisation})", **AS_IT_IS)
+    console.output.print(
+        f"[green]Wrote {escape(str(report.out))}[/green]: {sizes_told} ({report.quantisation})", soft_wrap=True
+    )

@@ -1,6 +1,5 @@
 """`moe-codegen upcycle`: turn dense checkpoints into a mixture of experts."""
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from moe_codegen.cli import console
 from moe_codegen.errors import ConfigError
 from moe_codegen.reporting import bytes_bar, format_bytes, table
 from moe_codegen.upcycle import UpcycleReport
@@ -19,8 +18,6 @@ from moe_codegen.upcycle.options import RouterInit
 from moe_codegen.upcycle.texts import read_router_data
 
 Option = typer.Option
-# Names and commands are not to be coloured as if they were code, nor broken where the terminal ends.
-AS_IT_IS: dict[str, Any] = {"highlight": False, "soft_wrap": True}
 
 
 def upcycle(
@@ -56,7 +53,7 @@ def upcycle(
 
     A killed conversion goes on where it stopped when the same command is given again.
     """
-    with bytes_bar(Console(stderr=True)) as progress:
+    with bytes_bar(console.messages) as progress:
         report = convert(
             source,
             out,
@@ -81,9 +78,9 @@ def upcycle(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(_as_json(report)))
+        console.print_json(_as_json(report))
     else:
-        _print(report, source, Console())
+        _print(report, source)
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -123,24 +120,24 @@ def _as_json(report: UpcycleReport) -> dict[str, Any]:
     }
 
 
-def _print(report: UpcycleReport, source: str, console: Console) -> None:
+def _print(report: UpcycleReport, source: str) -> None:
     plan = report.plan
     if report.dry_run:
-        console.print(table(("tensor", "count", "how", "shape", "dtype", "size"), _summary(report)))
+        console.output.print(table(("tensor", "count", "how", "shape", "dtype", "size"), _summary(report)))
     files = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-    console.print(
+    console.output.print(
         f"{plan.num_parameters:,} parameters, {format_bytes(plan.nbytes)} in {files}; "
         f"{format_bytes(report.free_bytes)} free on the disk, about {format_bytes(report.memory_bytes)} of memory"
     )
     for warning in report.warnings:
-        console.print(f"[yellow]note:[/yellow] {escape(warning)}", **AS_IT_IS)
+        console.output.print(f"[yellow]note:[/yellow] {escape(warning)}", soft_wrap=True)
     if report.dry_run:
-        console.print("Nothing was written (--dry-run).")
+        console.output.print("Nothing was written (--dry-run).")
         return
     steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items() if seconds >= 0.05)
-    console.print(f"[green]Wrote {escape(str(report.out))}[/green] ({steps or 'at once'})", **AS_IT_IS)
+    console.output.print(f"[green]Wrote {escape(str(report.out))}[/green] ({steps or 'at once'})", soft_wrap=True)
     command = shlex.join(["moe-codegen", "verify", source, str(report.out)])
-    console.print(f"Check it with: {escape(command)}", **AS_IT_IS)
+    console.output.print(f"Check it with: {escape(command)}", soft_wrap=True)
 
 
 def _summary(report: UpcycleReport) -> Iterator[tuple[Any, ...]]:

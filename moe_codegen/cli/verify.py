@@ -1,15 +1,14 @@
 """`moe-codegen verify`: is a mixture whole, and does it still compute what its dense source did?"""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from moe_codegen.cli import console
 from moe_codegen.reporting import bytes_bar, table
 from moe_codegen.upcycle import VerifyReport
 from moe_codegen.upcycle import verify as compare
@@ -32,7 +31,7 @@ def verify(
 
     Exit status 1 if a file is damaged or an output departs.
     """
-    with bytes_bar(Console(stderr=True)) as progress:
+    with bytes_bar(console.messages) as progress:
         report = compare(
             source,
             moe,
@@ -46,9 +45,9 @@ def verify(
         verdict = {"passed": report.passed, "first_departure": report.first_departure}
         # JSON has no infinity: an error that is none is null.
         rows = [row | {"relative_error": _finite(row["relative_error"])} for row in asdict(report)["rows"]]
-        typer.echo(json.dumps({**verdict, **asdict(report), "rows": rows}))
+        console.print_json({**verdict, **asdict(report), "rows": rows})
     else:
-        _print(report, Console())
+        _print(report)
     raise typer.Exit(0 if report.passed else 1)
 
 
@@ -56,24 +55,23 @@ def _finite(error: float) -> float | None:
     return error if math.isfinite(error) else None
 
 
-def _print(report: VerifyReport, console: Console) -> None:
+def _print(report: VerifyReport) -> None:
     rows = [
         (row.stage, f"{row.relative_error:.1e}", " ".join(f"{share:4.0%}" for share in row.expert_load or []))
         for row in report.rows
     ]
     if rows:
-        console.print(table(("output of", "relative error", "share of tokens each expert took"), rows))
+        console.output.print(table(("output of", "relative error", "share of tokens each expert took"), rows))
     for name in report.damaged:
-        console.print(f"[red]damaged:[/red] {escape(name)} is not what was written; convert or fetch it again")
+        console.output.print(f"[red]damaged:[/red] {escape(name)} is not what was written; convert or fetch it again")
     if report.checked_files and not report.damaged:
-        console.print(f"Weight files with the SHA-256 they were written with: {report.checked_files}.", highlight=False)
+        console.output.print(f"Weight files with the SHA-256 they were written with: {report.checked_files}.")
     if report.not_run:
-        console.print(f"What it computes was not compared: {escape(report.not_run)}.", highlight=False)
+        console.output.print(f"What it computes was not compared: {escape(report.not_run)}.")
     elif report.passed:
-        console.print(f"[green]Equal[/green] within {report.tolerance:g} at every stage.", highlight=False)
+        console.output.print(f"[green]Equal[/green] within {report.tolerance:g} at every stage.")
     elif report.first_departure:
-        console.print(
+        console.output.print(
             f"[red]Departs[/red] first at {report.first_departure} (tolerance {report.tolerance:g}). Expected where "
             "experts were diversified or come from different checkpoints; otherwise the conversion is wrong.",
-            highlight=False,
         )

@@ -198,11 +198,6 @@ def _num_experts(asked: int | None, sources: Sources, granularity: int) -> int:
 
 def _warnings(options: UpcycleOptions, sources: Sources) -> list[str]:
     warnings = []
-    if options.top_k == options.num_experts > 1:
-        warnings.append(
-            f"top_k={options.top_k} of {options.num_experts} experts: every token goes through all of them, so nothing "
-            "is saved and the router only weighs them; lower top_k or add experts"
-        )
     if not options.renormalise and not sources.experts:
         warnings.append(
             f"renormalise=False: the {options.top_k} chosen weights of {options.num_experts} sum to less than one, "
@@ -220,6 +215,11 @@ def _warnings(options: UpcycleOptions, sources: Sources) -> list[str]:
         )
     if options.granularity > 1 and not options.renormalise:
         warnings.append("granularity needs renormalised weights for the pieces of an FFN to add up to it")
+    if options.top_k == options.num_experts > 1:
+        warnings.append(
+            f"top_k={options.top_k} of {options.num_experts} experts: every token goes through all of them, so nothing "
+            "is saved and the router only weighs them; lower top_k or add experts"
+        )
     return warnings
 
 

@@ -4,18 +4,20 @@ import inspect
 import json
 import subprocess
 import sys
+from unittest import mock
 
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from moe_codegen.cli import app
+from moe_codegen.cli import app, console
 
 RUN = "import sys; from moe_codegen.cli import main; sys.argv[0] = 'moe-codegen'; main()"
 
 
 def run(*arguments):
     """The verb in this process; an error of ours passes through as the exception it is."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
+    with mock.patch.object(console.output, "_width", 160):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
