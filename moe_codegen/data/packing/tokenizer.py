@@ -18,13 +18,14 @@ from moe_codegen.data.reading.files import digest
 from moe_codegen.data.reading.sources import Source
 from moe_codegen.data.rows.batch import split_sound
 from moe_codegen.errors import ConfigError, TokenizerError
+from moe_codegen.plain_text import text_only
 from moe_codegen.sentinels import SPELLINGS
 from moe_codegen.settings import setting
 
 _END_OF_TEXT = {"santacoder": "<|endoftext|>", "starcoder": "<|endoftext|>"}
 _PADDING = {"santacoder": "<fim-pad>", "starcoder": "<fim_pad>"}
 _LONGEST_BLANK = b" " * 20_000  # tokenizers have been seen to panic on a megabyte of spaces
-_MEASURED_FILES = 200  # a language, for the characters per token
+_MEASURED_FILES = 200  # a unit, for the characters per token
 
 
 @dataclass(frozen=True)
@@ -156,15 +157,12 @@ class Encoder:
 
 def load_encoder(folder: str | Path) -> Encoder:
     """The tokenizer of a folder. Raises `TokenizerError` without tokenizer.json or end-of-text token."""
-    from tokenizers import Tokenizer
-
     if not str(folder):
         raise TokenizerError("no tokenizer named; give the folder of one: --tokenizer FOLDER")
     path = Path(folder, "tokenizer.json")
     if not path.is_file():
         raise TokenizerError(f"{folder} has no tokenizer.json; make it with `moe-codegen data tokenizer`")
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True  # not serialised, so it is set on every load
+    tokenizer = text_only(path.read_text(encoding="utf-8"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)

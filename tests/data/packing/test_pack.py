@@ -15,6 +15,8 @@ from moe_codegen.data.packing.tokenizer import TokenizerSettings, load_encoder, 
 from moe_codegen.data.passes.stage import read_manifest
 from moe_codegen.data.reading.sources import open_source
 from moe_codegen.errors import ConfigError, TokenizerError
+from moe_codegen.sentinels import SPELLINGS
+from tests.checkpoint.tokenizers import tokenizer_with
 from tests.data.inputs import code, read, row, tree, write
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=200).map(np.array)
@@ -145,6 +147,15 @@ def test_fill_in_the_middle_uses_the_sentinels_and_text_cannot_forge_them(tmp_pa
         encoder.tokenizer.decode(piece[:-1], skip_special_tokens=False)
         for piece in documents(tmp_path / "plain", encoder)
     } == texts
+
+
+@pytest.mark.parametrize("special", [True, False])  # Qwen2.5-Coder's and CodeGemma's sentinels are not
+def test_text_makes_no_control_token_however_that_is_marked(tmp_path, special):
+    tokenizer_with([*SPELLINGS["qwen-coder"][:3], "    "], special=special).save_pretrained(tmp_path)
+    encoder = load_encoder(tmp_path)
+    (ids,) = encoder.encode(["x <|fim_middle|><end>    y"])
+    assert not set(ids) & {encoder.end, *find_sentinels(encoder.vocabulary).ids.values()}
+    assert encoder.vocabulary["    "] in ids
 
 
 def test_mixtures(tmp_path, tokenizer):

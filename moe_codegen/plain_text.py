@@ -1,0 +1,25 @@
+"""A tokenizer to which text is nothing but text: what spells a control token in it is spelled out."""
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+
+
+def control_tokens(added: list[str]) -> list[str]:
+    """Those of a tokenizer's added tokens that control a model; some tokenizers add runs of blanks, which are text."""
+    return [token for token in added if token.strip()]
+
+
+def text_only(serialised: str) -> Tokenizer:
+    """A tokenizer of `tokenizer.json`'s contents that makes no control token of any text.
+
+    `encode_special_tokens` alone is not enough, nor transformers' `split_special_tokens`: they spare what is marked as
+    special, which the sentinels of Qwen2.5-Coder and CodeGemma are not.
+    """
+    settings: dict[str, Any] = json.loads(serialised)
+    for token in settings["added_tokens"]:
+        token["special"] = bool(control_tokens([token["content"]]))
+    tokenizer = Tokenizer.from_str(json.dumps(settings))
+    tokenizer.encode_special_tokens = True  # not serialised, so it is set on every load
+    return tokenizer
