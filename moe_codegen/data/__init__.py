@@ -15,8 +15,8 @@ from moe_codegen.data.filtering.inspect import inspect as inspect
 from moe_codegen.data.packing.loading import collate as collate
 from moe_codegen.data.packing.loading import load_packed as load_packed
 from moe_codegen.data.packing.loading import packed_languages as packed_languages
-from moe_codegen.data.packing.pack import PackSettings as PackSettings
 from moe_codegen.data.packing.pack import pack as pack
+from moe_codegen.data.packing.settings import PackSettings as PackSettings
 from moe_codegen.data.packing.tokenizer import TokenizerSettings as TokenizerSettings
 from moe_codegen.data.packing.tokenizer import make_tokenizer as make_tokenizer
 from moe_codegen.data.passes.stage import read_manifest as read_manifest

@@ -1,19 +1,9 @@
-"""Best-fit-decreasing bin packing: documents into sequences with hardly any padding, and few documents cut.
+"""Best-fit-decreasing bin packing: documents into sequences with hardly any padding.
 
-A document longer than a sequence is cut into whole sequences and a rest; nothing else is ever cut.
-Suffixes: P pieces, Q sequences.
+A document longer than a sequence comes as several pieces; nothing else is ever cut. Suffix: P pieces.
 """
 
 import numpy as np
-
-
-def cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces of at most `capacity` tokens: the document of each, where in it the piece starts, and its length."""
-    counts = -(-lengths // capacity)
-    document_P = np.repeat(np.arange(len(lengths)), counts)
-    place = np.arange(len(document_P)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start_P = place * capacity
-    return document_P, start_P, np.minimum(lengths[document_P] - start_P, capacity)
 
 
 def best_fit(lengths_P: np.ndarray, capacity: int) -> np.ndarray:

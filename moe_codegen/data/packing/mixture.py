@@ -11,15 +11,11 @@ def mixture_weights(tokens: Mapping[str, int], weights: Mapping[str, float], tem
     """Shares that add up to 1. Given `weights` hold as they are; without them w_l is proportional to n_l^(1 / T).
 
     T = 1 keeps the proportions of the data, a large T nears equal parts. Raises `ConfigError` for a language without
-    tokens, a weight that is not positive, or T that is not positive.
+    tokens.
     """
-    if temperature <= 0:
-        raise ConfigError(f"temperature={temperature} should be positive")
     unknown = sorted(set(weights) - set(tokens))
     if unknown:
         raise ConfigError(f"no tokens in {', '.join(unknown)}; the languages are {', '.join(sorted(tokens))}")
-    if any(weight <= 0 for weight in weights.values()):
-        raise ConfigError("weights should be positive; a language that is not named is left out")
     raw = dict(weights) or {name: count ** (1 / temperature) for name, count in tokens.items() if count}
     total = sum(raw.values())
     return {name: raw[name] / total for name in sorted(raw)}

@@ -20,6 +20,7 @@ _FIGURES = (
     "documents_cut",
     "tokens",
     "tokens_by_language",
+    "unused_tokens",
     "padding_fraction",
 )
 _SHOWN = 15  # names of a table that could have thousands

@@ -9,7 +9,8 @@ from moe_codegen.data.deduplication.dedup import DedupSettings, dedup
 from moe_codegen.data.filtering.clean import clean
 from moe_codegen.data.filtering.decontaminate import DecontaminateSettings, benchmark_patterns, decontaminate
 from moe_codegen.data.filtering.filters import CleanSettings
-from moe_codegen.data.packing.pack import PackSettings, check_tokenizer, pack
+from moe_codegen.data.packing.pack import check_tokenizer, pack
+from moe_codegen.data.packing.settings import PackSettings
 from moe_codegen.data.packing.tokenizer import TokenizerSettings, load_base, make_tokenizer
 from moe_codegen.data.passes.stage import Record
 from moe_codegen.data.reading.sources import Source

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from moe_codegen.data.packing.loading import IGNORED, collate, load_packed
-from moe_codegen.data.packing.pack import PackSettings, pack
+from moe_codegen.data.packing.pack import pack
+from moe_codegen.data.packing.settings import PackSettings
 from moe_codegen.data.packing.tokenizer import TokenizerSettings, make_tokenizer
 from moe_codegen.data.reading.sources import open_source
 from moe_codegen.errors import SourceError

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_codegen.data.packing import pack as pack_module
-from moe_codegen.data.packing.best_fit import best_fit, cut
+from moe_codegen.data.packing.best_fit import best_fit
 from moe_codegen.data.packing.fim import find_sentinels
 from moe_codegen.data.packing.mixture import mixture_weights, passes, repeated
-from moe_codegen.data.packing.pack import PackSettings, pack
+from moe_codegen.data.packing.pack import pack
+from moe_codegen.data.packing.settings import PackSettings
 from moe_codegen.data.packing.tokenizer import TokenizerSettings, load_encoder, make_tokenizer
 from moe_codegen.data.passes.stage import read_manifest
 from moe_codegen.data.reading.sources import open_source
@@ -20,17 +21,6 @@ from tests.checkpoint.tokenizers import tokenizer_with
 from tests.data.inputs import code, read, row, tree, write
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=200).map(np.array)
-
-
-@given(LENGTHS, st.integers(2, 64))
-@settings(deadline=None)
-def test_pieces_cover_every_document_once(lengths, capacity):
-    document, start, length = cut(lengths, capacity)
-    assert (np.bincount(document, weights=length) == lengths).all()
-    assert length.max() <= capacity
-    assert (np.bincount(document) == -(-lengths // capacity)).all()
-    follows = document[1:] == document[:-1]
-    assert (start[1:][follows] == (start + length)[:-1][follows]).all()
 
 
 @given(LENGTHS, st.integers(100, 150))
@@ -109,8 +99,8 @@ class Stop(Exception):
     """What the test raises in a chosen pass."""
 
 
-@pytest.mark.parametrize(("name", "at"), [("tokenize_unit", 1), ("write_sequences", 0)])
-def test_stopped_in_either_pass_it_goes_on_to_the_same_bytes(tmp_path, tokenizer, monkeypatch, name, at):
+@pytest.mark.parametrize(("name", "at"), [("tokenize_unit", 1), ("account_unit", 1), ("write_sequences", 0)])
+def test_stopped_in_any_pass_it_goes_on_to_the_same_bytes(tmp_path, tokenizer, monkeypatch, name, at):
     read_from = source(tmp_path, [row(seed) for seed in range(40)])
     pack(read_from, tmp_path / "whole", PackSettings(tokenizer, 256))
     real = getattr(pack_module, name)
@@ -160,13 +150,20 @@ def test_text_makes_no_control_token_however_that_is_marked(tmp_path, special):
 
 def test_mixtures(tmp_path, tokenizer):
     rows = [row(seed, language="python" if seed < 150 else "java") for seed in range(200)]
-    settings = PackSettings(tokenizer, 256, weights=("python=1", "java=1"))
-    counts = pack(source(tmp_path, rows), tmp_path / "out", settings)["tokens_by_language"]
+    settings = PackSettings(tokenizer, 256, weights=("Python=1", "java=1"))
+    with pytest.warns(UserWarning, match=r"49% of the tokens are left out \(python 6\d%\): in these proportions java"):
+        manifest = pack(source(tmp_path, rows), tmp_path / "out", settings)
+    counts, tally = manifest["tokens_by_language"], manifest["tally"]
     assert counts["python"] == pytest.approx(counts["java"], rel=0.05)
+    assert tally["kept"]["java"][0] == 50
+    assert tally["kept"]["python"][0] + tally["beyond_mixture"]["python"][0] == 150
+    logs = [line for path in (tmp_path / "out" / "dropped").iterdir() for line in path.read_text().splitlines()]
+    assert [json.loads(line)["reason"] for line in logs] == ["beyond_mixture"] * tally["beyond_mixture"]["python"][0]
     more = PackSettings(tokenizer, 256, weights=("java=1",), tokens=3 * counts["java"])
     manifest = pack(source(tmp_path, rows), tmp_path / "more", more)
     assert manifest["tokens_by_language"] == {"java": pytest.approx(3 * counts["java"], rel=0.05), "python": 0}
     assert manifest["documents"] == 150
+    assert "# Code: java\n" in (tmp_path / "more" / "README.md").read_text()
 
 
 def test_each_document_carries_its_language(tmp_path, tokenizer):
@@ -193,9 +190,8 @@ def test_mixture_arithmetic():
     assert mixture_weights({"a": 100, "b": 400}, {}, 2.0) == pytest.approx({"a": 1 / 3, "b": 2 / 3})
     assert passes({"a": 100, "b": 300}, {"a": 0.5, "b": 0.5}, None) == {"a": 1.0, "b": pytest.approx(1 / 3)}
     assert repeated(np.array([7, 8, 9]), np.array([5, 5, 5]), 2.34).tolist() == [7, 8, 9, 7, 8, 9, 7]
-    for weights, temperature in (({"c": 1.0}, 1.0), ({"a": 0.0}, 1.0), ({}, 0.0)):
-        with pytest.raises(ConfigError):
-            mixture_weights({"a": 1}, weights, temperature)
+    with pytest.raises(ConfigError, match="no tokens in c; the languages are a"):
+        mixture_weights({"a": 1}, {"c": 1.0}, 1.0)
 
 
 def test_a_document_that_the_tokenizer_cannot_take_is_a_counted_drop(tmp_path, tokenizer, monkeypatch):
@@ -263,10 +259,14 @@ def test_bad_tokenizers_and_settings(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sequence_length": 1}, "sequence_length=1 should be at least 2 tokens"),
+        ({"sequence_length": 1, "fim_rate": 0.0}, "sequence_length=1 should be at least 2 tokens"),
         ({"fim_rate": 2.0}, r"fim_rate=2\.0 should lie between 0 and 1"),
         ({"tokens": 0}, "tokens=0 should be positive"),
+        ({"sequence_length": 7}, "sequence_length=7 should be at least 8 tokens"),
+        ({"temperature": 0.0}, r"temperature=0\.0 should be positive"),
         ({"weights": ("a",)}, "a should be LANGUAGE=WEIGHT"),
+        ({"weights": ("a=0",)}, "a=0 should be positive"),
+        ({"weights": ("C++=1", "cpp=2")}, "cpp has two"),
     ],
 )
 def test_impossible_settings(wrong, message):

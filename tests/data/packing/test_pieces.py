@@ -1,0 +1,93 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from moe_codegen.data.packing.fim import find_sentinels
+from moe_codegen.data.packing.pieces import Cutter
+from moe_codegen.data.packing.settings import PackSettings
+from moe_codegen.data.packing.tokenizer import Encoder
+from moe_codegen.sentinels import SPELLINGS
+from tests.data.inputs import code
+
+SPECIAL = ["<end>", *SPELLINGS["starcoder"][:3]]
+TEXTS = [code(seed) for seed in range(20)] + ["漢字 \U0001f600 é  "] * 9
+WORDS = [*"漢é\U0001f600", "load_row", "\n    ", " = ", "123"]
+TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=60).map("".join)
+
+
+def encoder(pre_tokenizer, decoder, alphabet):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=SPECIAL, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    vocabulary = tokenizer.get_vocab()
+    return Encoder(tokenizer, vocabulary, vocabulary["<end>"], 0)
+
+
+BYTES = encoder(
+    pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
+)
+CHARACTERS = encoder(pre_tokenizers.Split("\n", "isolated"), decoders.Fuse(), [])
+
+
+@pytest.mark.parametrize("made_by", [BYTES, CHARACTERS], ids=["bytes", "characters"])
+@given(TEXT)
+@settings(deadline=None)
+def test_tokens_begin_where_their_text_does(made_by, text):
+    (ids,) = made_by.encode([text])
+    starts = made_by.starts(text, ids)
+    begins = [*np.flatnonzero(starts >= 0).tolist(), len(ids)]
+    places = [*starts[starts >= 0].tolist(), len(text)]
+    assert starts[0] == 0
+    for (one, two), (start, stop) in zip(pairwise(begins), pairwise(places), strict=True):
+        assert made_by.tokenizer.decode(ids[one:two], skip_special_tokens=False) == text[start:stop]
+
+
+def cut(text, length, fim_rate, spm_rate=0.5, seed=0):
+    (ids,) = BYTES.encode([text])
+    settings = PackSettings("folder", length, fim_rate=fim_rate, spm_rate=spm_rate, seed=seed)
+    return Cutter.of(BYTES, settings).pieces(text, ids)
+
+
+def parts(piece):
+    """Prefix, middle and suffix of a piece as text, of SPM the first two together, and whether it is that; or all."""
+    ids = find_sentinels(BYTES.vocabulary).ids
+    sentinels = [ids[token] for token in SPELLINGS["starcoder"][:3]]
+    piece = piece[:-1] if piece[-1] == BYTES.end else piece
+    assert [piece.count(token) for token in sentinels] in ([0] * 3, [1] * 3)
+    if not set(sentinels) & set(piece):
+        return BYTES.tokenizer.decode(piece), "", "", False
+    begin, end, fill = map(piece.index, sentinels)
+    assert begin == 0 < end < fill
+    stretches = piece[1:end], piece[fill + 1 :], piece[end + 1 : fill]
+    return *map(BYTES.tokenizer.decode, stretches), end == 1
+
+
+@given(TEXT, st.sampled_from([8, 9, 16, 64]), st.sampled_from([0.5, 1.0]), st.integers(0, 99))
+@settings(deadline=None)
+def test_pieces_fit_hold_all_sentinels_or_none_and_are_the_document(text, length, fim_rate, seed):
+    pieces = cut(text, length, fim_rate, seed=seed)
+    assert max(map(len, pieces)) <= length
+    assert [piece.count(BYTES.end) for piece in pieces] == [0] * (len(pieces) - 1) + [1]
+    assert "".join(text for piece in pieces for text in parts(piece)[:3]) == text
+    assert pieces == cut(text, length, fim_rate, seed=seed)
+
+
+def test_rates_and_cuts_are_as_asked_of_long_documents_too():
+    """Shares within four standard errors, cuts uniform over characters; sequences are full."""
+    pieces = [piece for seed in range(60) for piece in cut(code(seed, 250), 128, 0.5)]
+    found = [parts(piece) for piece in pieces]
+    changed = [some for some in found if some[2] or some[1]]
+    assert abs(len(changed) / len(found) - 0.5) < 2 / np.sqrt(len(found))
+    spm = [some for some in changed if some[3]]
+    assert abs(len(spm) / len(changed) - 0.5) < 2 / np.sqrt(len(changed)) + 0.02
+    psm = [list(map(len, some[:3])) for some in changed if not some[3]]
+    assert np.mean([[one / sum(some) for one in some] for some in psm], axis=0) == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert np.mean([len(piece) == 128 for piece in pieces]) > 0.9
+    assert pieces != [piece for seed in range(60) for piece in cut(code(seed, 250), 128, 0.5, seed=1)]
