@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moe_codegen.data.packing.settings import PackSettings
 from moe_codegen.data.passes.card import Splits, folder_splits, write_card
 from moe_codegen.data.passes.stage import Record
 from moe_codegen.data.pipeline.verbs import VERBS
@@ -84,9 +85,10 @@ def prepare(
 ) -> dict[str, Record]:
     """Run the plan; returns the manifests by folder. Killed and run again, it goes on where it was.
 
-    After `split`, the tokenizer is trained on the training side and both sides are packed. A `pack` without tokenizer
-    uses the one made here. What a later step would refuse is refused at once. The dataset card of `out` has a
-    configuration for each step; the one loaded where none is named is the last that is text.
+    After `split`, the tokenizer is trained on the training side and both sides are packed; the mixture and
+    fill-in-the-middle are for training alone. A `pack` without tokenizer uses the one made here. What a later step
+    would refuse is refused at once. The dataset card of `out` has a configuration for each step; the one loaded where
+    none is named is the last that is text.
     """
     check_plan(plan)
     out = Path(out)
@@ -109,7 +111,8 @@ def prepare(
             settings = settings if settings.tokenizer else replace(settings, tokenizer=tokenizer)
             sides = {side: data.parent / side for side in (TRAIN, VALIDATION)} if data and "split" in plan.steps else {}
             for side, folder in sides.items():
-                run(name, f"{into}-{side}", open_source(folder, unit_bytes=unit_bytes), settings)
+                its_settings = settings if side == TRAIN else _as_it_is(settings)
+                run(name, f"{into}-{side}", open_source(folder, unit_bytes=unit_bytes), its_settings)
             if not sides:
                 run(name, into, source, settings)
             sequences[into] = {side: f"{into}-{side}/*.parquet" for side in sides} or {TRAIN: f"{into}/*.parquet"}
@@ -117,10 +120,14 @@ def prepare(
             data = run(name, into, source, settings)
             data = data / TRAIN if name == "split" else data
             texts = {into: folder_splits(done[into], into), **texts}
-    if texts or sequences:
-        described = next(iter(texts), None)
+    if described := next(iter(texts | sequences), None):
         others = [manifest for into, manifest in done.items() if into != described]
-        write_card(out, texts | sequences, [done[described], *others] if described else others)
+        write_card(out, texts | sequences, [done[described], *others])
     if plan.report:
-        write_report(out, out / "report")
+        write_report(out, out / "report", manifests=list(done.values()))
     return done
+
+
+def _as_it_is(settings: PackSettings) -> PackSettings:
+    """For the validation side: each of its documents, once, in its own order."""
+    return replace(settings, weights=(), temperature=1.0, tokens=None, fim_rate=0.0)

@@ -13,14 +13,22 @@ from moe_codegen.errors import OutputError
 
 
 def write_report(
-    source: str | Path, out: str | Path, *, pictures: bool = True, num_proc: int = 1, quiet: bool = True
+    source: str | Path,
+    out: str | Path,
+    *,
+    manifests: list[Record] | None = None,
+    pictures: bool = True,
+    num_proc: int = 1,
+    quiet: bool = True,
 ) -> Record:
     """Write `report.json`, `report.md` and pictures about a folder of ours to `out`; returns what the JSON holds.
 
     `source` is any verb's output (its whole history is told), a folder of such outputs as `prepare` makes it, or other
-    data, which is inspected first. Raises `OutputError` where `out` holds something that is no report.
+    data, which is inspected first. `manifests`, where given, are those told of, whatever else lies in `source`. Raises
+    `OutputError` where `out` holds something that is no report.
     """
-    manifests = manifests_for(source, out)
+    found = manifests_for(source, out)
+    manifests = found if manifests is None else manifests
     if not manifests:
         with tempfile.TemporaryDirectory() as folder:
             manifests = [inspect(open_source(source), folder, num_proc=num_proc, quiet=quiet)]

@@ -84,6 +84,35 @@ def test_prepare_runs_every_verb_and_reports(plan, tmp_path):
         assert any(kind in name for name in pictures)
 
 
+def prepared(tmp_path, steps):
+    rows = [row(seed, repo=f"r{seed}", language=("python", "java")[seed % 12 == 0]) for seed in range(60)]
+    write(tmp_path / "in", rows)
+    (tmp_path / "plan.toml").write_text(f"report = {{}}\n[source]\npath = 'in'\n{steps}")
+    return prepare(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
+
+
+def test_validation_is_packed_as_it_is(tmp_path):
+    mixture = "sequence_length = 128\ntokens = 30000\ntemperature = 5.0"
+    done = prepared(tmp_path, f"[split]\nvalidation = 0.3\n[tokenizer]\nvocabulary = 400\n[pack]\n{mixture}")
+    assert done["3-pack-validation"]["documents"] == done["1-split"]["split_rows"]["validation"]
+    assert done["3-pack-validation"]["settings"]["fim_rate"] == 0
+    assert done["3-pack-train"]["tokens"] == pytest.approx(30000, rel=0.1)
+
+
+def test_a_step_taken_out_of_the_plan_is_not_told_of(tmp_path):
+    prepared(tmp_path, "[clean]\n[sample]\nfiles = 5")
+    prepared(tmp_path, "[clean]")
+    told = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    assert [stage["verb"] for stage in told["stages"]] == ["clean"]
+
+
+def test_a_plan_without_text_steps_has_a_card_of_what_it_packed(tmp_path):
+    done = prepared(tmp_path, "[tokenizer]\nvocabulary = 400\n[pack]\nsequence_length = 128")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# Code: java, python\n" in card
+    assert f"{done['2-pack']['rows']} rows" in card
+
+
 def test_a_report_of_data_that_is_not_ours(tmp_path):
     write(tmp_path / "in", [row(0), row(1, content=None)])
     told = write_report(tmp_path / "in", tmp_path / "out", pictures=False)
