@@ -1,8 +1,9 @@
 """`split`: training and validation by repository, and no near-duplicate of a validation file in training.
 
-The search for near-duplicates across the split is exact, not by bands, which would miss some. Two passes:
-`hold_out_unit` collects the shingles of the validation files, `divide_unit` writes both sides and drops from training
-what the index of those shingles finds; both are parallel, and between them the index is built in one process.
+The search for near-duplicates across the split is exact, not by bands, which would miss some. Three passes, each
+parallel: `survey_unit` lists the repositories, of which one process chooses; `hold_out_unit` collects the shingles of
+the validation files, of which it builds an index; `divide_unit` writes both sides and drops from training what the
+index finds.
 """
 
 import warnings
@@ -19,8 +20,9 @@ from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.passes.tally import KEPT, UNKNOWN, merged
 from moe_codegen.data.reading.sources import Source, Unit
-from moe_codegen.data.rows.batch import Batch, Dropped, split_sound
+from moe_codegen.data.rows.batch import Dropped, split_sound
 from moe_codegen.data.sampling.held_out import HeldOutIndex, build_index
+from moe_codegen.data.sampling.repositories import are_in, held_out_repositories, repository_hashes
 from moe_codegen.settings import check_between, setting
 
 TRAIN, VALIDATION = "train", "validation"
@@ -50,15 +52,17 @@ def split(
 
 
 def _split(stage: Stage) -> tuple[Record, list[Record]]:
-    held_out = stage.map("held_out", hold_out_unit, stage.settings)
+    names = [record["languages"] for record in stage.map("survey", survey_unit, stage.settings)]
+    chosen = stage.work / "chosen.npy"
+    np.save(chosen, _choose(stage.work / "survey", names, stage.settings))
+    held_out = stage.map("held_out", hold_out_unit, stage.settings, chosen)
     parts = [_part(stage.work / "held_out", number) for number in range(len(held_out))]
     build_index(parts, [record["shingles"] for record in held_out], stage.work / "index")
-    records = stage.map(OUTPUT, divide_unit, stage.settings, stage.work / "index")
+    records = stage.map(OUTPUT, divide_unit, stage.settings, chosen, stage.work / "index")
     tally = merged(records).record()
     if missing := sorted(set(tally.get(KEPT, {})).difference(*(record["languages"] for record in held_out))):
         warnings.warn(
-            f"no file of {', '.join(missing)} went to validation, for lack of repositories; raise validation or take "
-            "another seed",
+            f"no file of {', '.join(missing)} went to validation: training cannot spare the repository that has any",
             stacklevel=2,
         )
     rows = {
@@ -68,15 +72,33 @@ def _split(stage: Stage) -> tuple[Record, list[Record]]:
     return {"tally": tally, "split_rows": rows}, records
 
 
-def _to_validation(batch: Batch, settings: SplitSettings) -> np.ndarray:
-    """Which rows go to validation, by the hash of their repository (or of their content, where they have none)."""
-    content = batch.rows.column("content")
-    names = (
-        repo.encode() if repo else content[row].as_py()
-        for row, repo in enumerate(batch.rows.column("repo").to_pylist())
-    )
-    hashes = [xxhash.xxh64_intdigest(name, seed=settings.seed) for name in names]
-    return np.array(hashes, np.float64) < settings.validation * 2.0**64
+def survey_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings) -> Record:
+    """The repositories of a unit, each with each of its languages."""
+    names: dict[str, int] = {}
+    pairs: set[tuple[int, int]] = set()
+    for batch in unit.batches():
+        sound, _, _ = split_sound(batch)
+        repos = repository_hashes(sound, settings.seed).tolist()
+        languages = [
+            names.setdefault(name or UNKNOWN, len(names)) for name in sound.rows.column("language").to_pylist()
+        ]
+        pairs.update(zip(repos, languages, strict=True))
+        advance(batch.rows.num_rows, batch.rows.column("content").nbytes, sound.rows.num_rows)
+    columns = np.array(sorted(pairs), np.uint64).reshape(-1, 2)
+    np.savez(_part(folder, number), repos=columns[:, 0], languages=columns[:, 1])
+    return {"languages": list(names)}
+
+
+def _choose(survey: Path, names: list[list[str]], settings: SplitSettings) -> np.ndarray:
+    """The repositories that go to validation, of those of all units."""
+    spelled = sorted({name for some in names for name in some})
+    pairs = [np.zeros((2, 0), np.uint64)]
+    for number, some in enumerate(names):
+        with np.load(_part(survey, number)) as arrays:
+            codes = np.array([spelled.index(name) for name in some], np.uint64)
+            pairs.append(np.stack([arrays["repos"], codes[arrays["languages"]]]))
+    repos, languages = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    return held_out_repositories(repos, languages, settings.validation)
 
 
 def _sets(content: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -89,13 +111,14 @@ def _sets(content: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return values, np.concatenate([[0], np.cumsum(np.maximum(sizes, 1))])
 
 
-def hold_out_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings) -> Record:
+def hold_out_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, chosen_path: Path) -> Record:
     """The shingles of the validation files of a unit, and their languages."""
+    chosen = np.load(chosen_path, mmap_mode="r")
     values, sizes = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
     languages: set[str] = set()
     for batch in unit.batches():
         sound, _, _ = split_sound(batch)
-        held = _to_validation(sound, settings)
+        held = are_in(repository_hashes(sound, settings.seed), chosen)
         if held.any():
             chosen = sound.rows.filter(pa.array(held))
             some, offsets = _sets(chosen.column("content"))
@@ -114,14 +137,17 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.npz"
 
 
-def divide_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, index_folder: Path) -> Record:
+def divide_unit(
+    unit: Unit, number: int, folder: Path, settings: SplitSettings, chosen_path: Path, index_folder: Path
+) -> Record:
     """Write a unit's rows to their side of the split, without the training files that are like a validation file."""
+    chosen = np.load(chosen_path, mmap_mode="r")
     index = HeldOutIndex.open(index_folder)
     sides = {side: f"{side}/{part_name(number)}" for side in (TRAIN, VALIDATION)}
     output = UnitOutput(folder, number, unit.layout.schema, sides)
     for batch in unit.batches():
         sound, _, dropped = split_sound(batch)
-        held = _to_validation(sound, settings)
+        held = are_in(repository_hashes(sound, settings.seed), chosen)
         near = np.zeros(len(held))
         near[~held] = index.nearest(*_sets(sound.rows.column("content").filter(pa.array(~held))), settings.similarity)
         output.keep(sound.rows.filter(pa.array(held)), VALIDATION)

@@ -1,9 +1,14 @@
 import json
 
+import numpy as np
 import pytest
+from datasets import load_dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe_codegen.data.reading.sources import open_source
 from moe_codegen.data.sampling import held_out
+from moe_codegen.data.sampling.repositories import are_in, held_out_repositories
 from moe_codegen.data.sampling.split import SplitSettings, split
 from moe_codegen.errors import ConfigError
 from tests.data.deduplication.test_dedup import similarity
@@ -54,7 +59,7 @@ def test_workers_change_nothing_and_the_seed_does(tmp_path):
 def test_a_file_without_repository_is_its_own(tmp_path):
     rows = [row(seed, repo=None) for seed in range(60)]
     manifest = split(open_source(write(tmp_path / "in", rows)), tmp_path / "out", SplitSettings(validation=0.3))
-    assert 8 <= manifest["split_rows"]["validation"] <= 28
+    assert manifest["split_rows"]["validation"] == 18
 
 
 def test_a_share_that_is_none(tmp_path):
@@ -67,9 +72,30 @@ def test_a_source_without_text(tmp_path):
     assert manifest["split_rows"] == {"train": 0, "validation": 0}
 
 
-def test_a_language_without_validation_is_said(tmp_path):
-    """Of few repositories of a language a small share may be none, and nothing could be measured on it."""
-    rows = [row(seed, repo=f"repo{seed}") for seed in range(40)] + [row(90, repo="only", language="java")]
-    source = open_source(write(tmp_path / "in", rows))
-    with pytest.warns(UserWarning, match=r"no file of java went to validation.*raise validation or take another seed"):
-        split(source, tmp_path / "out", SplitSettings(validation=0.3))
+def test_a_language_without_validation_is_said_and_training_alone_is_a_dataset(tmp_path):
+    rows = [row(seed, repo="only", language="java") for seed in range(9)]
+    with pytest.warns(UserWarning, match="no file of java went to validation: training cannot spare the repository"):
+        split(open_source(write(tmp_path / "in", rows)), tmp_path / "out", SplitSettings(validation=0.9))
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {side: len(some) for side, some in loaded.items()} == {"train": 9}
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=60, unique=True)
+
+
+@given(PAIRS, st.floats(0.01, 0.99))
+def test_every_language_stays_in_training_and_goes_to_validation_if_one_can_be_spared(pairs, share):
+    repos, languages = np.array(pairs, np.uint64).T
+    held = held_out_repositories(repos, languages, share).tolist()
+    of_language = {language: {repo for repo, spoken in pairs if spoken == language} for _, language in pairs}
+    for mine in of_language.values():
+        assert mine - set(held)
+        spare = [repo for repo in mine if all(own - set(held) != {repo} for own in of_language.values())]
+        assert mine & set(held) or not spare
+
+
+def test_of_languages_that_are_alike_the_share_is_held_out_to_the_repository():
+    repos = np.random.default_rng(0).integers(0, 2**64, 300, np.uint64)
+    held = held_out_repositories(repos, np.arange(300) % 3, 0.1)
+    assert held.tolist() == sorted(repos.tolist())[:30]
+    assert are_in(repos, held).sum() == 30
