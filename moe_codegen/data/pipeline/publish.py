@@ -1,7 +1,8 @@
 """`publish`: the shards that a folder's dataset card names, and the card, as a dataset on the Hub."""
 
+import glob
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from moe_codegen.data.passes.card import CARD
 from moe_codegen.errors import ConfigError, OutputError, SourceError
@@ -9,13 +10,20 @@ from moe_codegen.errors import ConfigError, OutputError, SourceError
 
 @dataclass(frozen=True)
 class Publication:
-    """What goes where: `files` of `folder`, relative to it, and their bytes in all."""
+    """What goes where: `files` of `folder`, relative to it, their bytes in all, and the card's `patterns` of shards."""
 
     folder: Path
     repo_id: str
     private: bool
     files: tuple[str, ...]
     nbytes: int
+    patterns: tuple[str, ...]
+
+    def names(self, path: str) -> bool:
+        """Whether the card names a file; `*` stands for no folder."""
+        where = PurePosixPath(path)
+        parts = [PurePosixPath(pattern) for pattern in self.patterns]
+        return any(where.parent == pattern.parent and where.match(pattern.name) for pattern in parts)
 
 
 def plan_publication(folder: str | Path, repo_id: str, *, private: bool = True) -> Publication:
@@ -43,11 +51,14 @@ def plan_publication(folder: str | Path, repo_id: str, *, private: bool = True) 
         raise SourceError(f"{folder} has none of the shards that its {CARD} names: {', '.join(patterns) or 'none'}")
     files = [folder / CARD, *shards]
     names = tuple(path.relative_to(folder).as_posix() for path in files)
-    return Publication(folder, repo_id, private, names, sum(path.stat().st_size for path in files))
+    nbytes = sum(path.stat().st_size for path in files)
+    return Publication(folder, repo_id, private, names, nbytes, tuple(patterns))
 
 
 def publish(publication: Publication) -> str:
     """Upload in one commit, into a repository that is made where there is none; returns the commit's address.
+
+    Shards there that the card names and that are not uploaded, an earlier publication's, are deleted.
 
     Raises `OutputError` where the Hub refuses, or where a private upload would go to a public repository.
     """
@@ -59,11 +70,13 @@ def publish(publication: Publication) -> str:
         api.create_repo(repo_id, repo_type="dataset", private=publication.private, exist_ok=True)
         if publication.private and not api.dataset_info(repo_id).private:
             raise OutputError(f"{repo_id} is public already; give --public to publish there, or another name")
+        there = api.list_repo_files(repo_id, repo_type="dataset")
         commit = api.upload_folder(
             repo_id=repo_id,
             repo_type="dataset",
             folder_path=publication.folder,
             allow_patterns=list(publication.files),
+            delete_patterns=[glob.escape(path) for path in there if publication.names(path)],
             commit_message="Upload with moe-codegen data publish",
         )
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:

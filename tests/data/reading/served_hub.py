@@ -64,6 +64,8 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
                     path = root / owner / name / line["value"]["path"]
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(base64.b64decode(line["value"]["content"]))
+                elif line["key"] == "deletedFile":
+                    (root / owner / name / line["value"]["path"]).unlink()
             return self.answer_json(
                 {"commitUrl": f"{self.datasets}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
             )

@@ -102,6 +102,8 @@ def dataset_folder(folder):
     content = pa.array([code(0).encode(), None, b"# \xff\n", code(3).encode()], pa.binary()).view(pa.string())
     (folder / "owner" / "spoiled").mkdir(parents=True)
     pq.write_table(pa.table({"content": content}), folder / "owner" / "spoiled" / "train.parquet")
+    for name in ("part-00000.parquet", "part-00007.parquet", "data/own.parquet"):
+        write((folder / "me" / "older" / name).parent, [the_stack(0)], Path(name).name)
     return folder
 
 
@@ -126,6 +128,7 @@ def run(tmp_path_factory):
         ["publish", "stack", "me/stack"],
         ["inspect", "me/stack", "again"],
         ["publish", "stack", "owner/spoiled"],
+        ["publish", "stack", "me/older", "--public"],
     ]
     with served(dataset_folder(folder / "hub"), gated="bigcode/gated") as address:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -213,6 +216,15 @@ def test_what_is_published_is_the_card_and_its_shards_and_is_read_again(run):
     assert {str(path.relative_to(published)) for path in published.rglob("*")} == names
     assert all((published / name).read_bytes() == (folder / "stack" / name).read_bytes() for name in names)
     assert json.loads((folder / "again" / "manifest.json").read_text())["tally"]["kept"]["python"][0] == 20
+
+
+def test_an_earlier_publications_shards_that_the_card_still_names_are_deleted(run):
+    folder, said = run
+    assert said["me/older"] == ""
+    published = folder / "hub" / "me" / "older"
+    names = {path.name for path in published.iterdir()}
+    assert names == {"README.md", "part-00000.parquet", "part-00001.parquet", "data"}
+    assert (published / "data" / "own.parquet").is_file()
 
 
 def test_nothing_is_published_where_everybody_sees_it_unasked(run):
