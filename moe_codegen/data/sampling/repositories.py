@@ -6,7 +6,7 @@ import xxhash
 from moe_codegen.data.rows.batch import Batch
 
 
-def repository_hashes(batch: Batch, seed: int = 0) -> np.ndarray:
+def repository_hashes(batch: Batch, seed: int) -> np.ndarray:
     """The repository of each row, (F,) uint64; a file without one is its own, known by its content."""
     content = batch.rows.column("content")
     names = (

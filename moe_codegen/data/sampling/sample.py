@@ -1,10 +1,9 @@
 """`sample`: as many files of each language as a stated precision needs, spread over its repositories.
 
-Each repository gives its first file before any gives a second one: files of one repository are alike, so the design
-effect grows with every further file of the same.
+Each repository gives its first file before any gives a second one: files of one repository are alike, so a second one
+says less. A file then stands for as many as its repository has for each one drawn of it.
 """
 
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,14 @@ from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.passes.tally import UNKNOWN, merged
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Dropped, split_sound
-from moe_codegen.data.sampling.sample_size import cluster_interval, intra_correlation, sample_size, variation_of
+from moe_codegen.data.sampling.repositories import repository_hashes
+from moe_codegen.data.sampling.sample_size import (
+    cluster_interval,
+    intra_correlation,
+    mean_errors,
+    sample_size,
+    variation_of,
+)
 from moe_codegen.errors import ConfigError
 from moe_codegen.languages import canonical_language
 from moe_codegen.settings import check_between, setting
@@ -52,7 +58,7 @@ def sample(
 def _sample(stage: Stage) -> tuple[Record, list[Record]]:
     languages = [record["languages"] for record in stage.map("survey", survey_unit, stage.settings)]
     drawn, sizes = draw(stage.work / "survey", languages, stage.settings)
-    if short := [name for name, account in sizes.items() if account["wanted"] > account["population"]]:
+    if short := [name for name, account in sizes.items() if _is_short(account, stage.settings)]:
         within = ", ".join(f"{name} {_within_elsewhere(sizes[name])}" for name in short)
         asked = f"precision {stage.settings.precision} at confidence {stage.settings.confidence}"
         warnings.warn(
@@ -74,11 +80,11 @@ def survey_unit(unit: Unit, number: int, folder: Path, settings: SampleSettings)
     first = 0
     for batch in unit.batches():
         sound, numbers, _ = split_sound(batch)
-        fields = (sound.rows.column(name).to_pylist() for name in ("language", "repo", "path", "content"))
-        for row, language, repo, path, content in zip(numbers.tolist(), *fields, strict=True):
+        columns["repo"] += repository_hashes(sound, settings.seed).tolist()
+        fields = (sound.rows.column(name).to_pylist() for name in ("language", "content"))
+        for row, language, content in zip(numbers.tolist(), *fields, strict=True):
             columns["row"].append(first + row)
             columns["language"].append(names.setdefault(language or UNKNOWN, len(names)))
-            columns["repo"].append(xxhash.xxh64_intdigest((repo or f"file:{path}").encode()))
             columns["order"].append(xxhash.xxh64_intdigest(content, seed=settings.seed))
             columns["size"].append(len(content))
         first += batch.rows.num_rows
@@ -125,15 +131,10 @@ def _draw_language(files: dict[str, np.ndarray], settings: SampleSettings) -> tu
     variation = settings.variation if settings.variation is not None else variation_of(values)
     rho = settings.rho if settings.rho is not None else intra_correlation(values, repos)
     order = _by_rounds(repos, files["order"])
-    a_repo = 1.0
-    for _ in range(20):  # more files a repository ask for more files: to the fixed point
-        size = sample_size(len(values), variation, settings.precision, settings.confidence, a_repo, rho)
-        count = min(settings.files, len(values)) if settings.files is not None else size.files
-        picked = order[:count]
-        now = count / max(len(np.unique(repos[picked])), 1)
-        if now <= a_repo:
-            break
-        a_repo = now
+    errors = mean_errors(repos[order], rho)
+    size = sample_size(errors, variation, settings.precision, settings.confidence)
+    count = min(settings.files, len(values)) if settings.files is not None else size.files
+    picked = order[:count]
     account: Record = {
         "population": len(values),
         "repositories": len(np.unique(repos)),
@@ -141,18 +142,23 @@ def _draw_language(files: dict[str, np.ndarray], settings: SampleSettings) -> tu
         "rho": rho,
         "unlimited": size.unlimited,
         "finite": size.finite,
-        "design_effect": size.design_effect,
-        "wanted": math.ceil(size.finite * size.design_effect) if settings.files is None else settings.files,
-        "files": len(picked),
-        "files_a_repository": now,
+        "files": count,
+        "files_a_repository": count / max(len(np.unique(repos[picked])), 1),
+        "design_effect": errors[count - 1] / (1 / count - 1 / len(values)) if 0 < count < len(values) else 1.0,
     }
-    if len(picked):
-        mean, half = cluster_interval(values[picked], repos[picked], settings.confidence, len(values))
-        _, elsewhere = cluster_interval(values[picked], repos[picked], settings.confidence)
-        account |= {"mean": mean, "population_mean": float(np.mean(values))}
-        for name, width in (("half_width", half), ("half_width_elsewhere", elsewhere)):
-            account[name] = width if np.isfinite(width) else None
+    if count:
+        said = cluster_interval(values[picked], repos[picked], repos, settings.confidence)
+        account |= {"mean": said.mean, "population_mean": float(np.mean(values))}
+        for name in ("half_width", "half_width_elsewhere"):
+            account[name] = getattr(said, name) if np.isfinite(getattr(said, name)) else None
     return picked, account
+
+
+def _is_short(account: Record, settings: SampleSettings) -> bool:
+    """Whether all files were asked for, and still do not say as surely what others are like."""
+    half = account.get("half_width_elsewhere")
+    is_unsure = half is None or half > settings.precision * account["mean"]
+    return settings.files is None and account["files"] == account["population"] and is_unsure
 
 
 def _within_elsewhere(account: Record) -> str:
@@ -162,12 +168,14 @@ def _within_elsewhere(account: Record) -> str:
 
 
 def _by_rounds(repos: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The files in the order in which they are taken: the first of every repository, then the second, at random."""
+    """The files in the order in which they are taken: a random one of every repository, then a second one of each.
+
+    In a round repositories follow their hashes: in the order of the files large ones would come first.
+    """
     by_repo = np.lexsort((order, repos))
     begins = np.searchsorted(repos[by_repo], repos[by_repo])
-    turn = np.empty(len(repos), np.int64)
-    turn[by_repo] = np.arange(len(repos)) - begins
-    return np.lexsort((order, turn))
+    turn = np.arange(len(repos)) - begins
+    return by_repo[np.lexsort((repos[by_repo], turn))]
 
 
 def choose_unit(unit: Unit, number: int, folder: Path, chosen: Path) -> Record:

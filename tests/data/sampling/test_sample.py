@@ -4,30 +4,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_codegen.data.reading.sources import open_source
-from moe_codegen.data.sampling.sample import SampleSettings, sample
-from moe_codegen.data.sampling.sample_size import cluster_interval, intra_correlation, sample_size
+from moe_codegen.data.sampling.sample import SampleSettings, _draw_language, sample
+from moe_codegen.data.sampling.sample_size import cluster_interval, intra_correlation, mean_errors, sample_size
 from moe_codegen.errors import ConfigError
 from tests.data.inputs import code, read, row, tree, write
 
 
 def test_the_textbook_size():
-    """p = 0.5 (variation 1), 5% at 95%: 384 becomes 1537 for a relative precision; finite population 1,000: 606."""
-    size = sample_size(10**9, 1.0, 0.05, 0.95, 1, 0.0)
+    """Variation 1 and 5% at 95% ask for 1537 of endless files; for 606 of 1,000 (Cochran: n0 / (1 + n0 / N))."""
+    size = sample_size(mean_errors(np.arange(1000), 0.0), 1.0, 0.05, 0.95)
     assert size.unlimited == pytest.approx(1536.6, abs=0.1)
-    assert sample_size(1000, 1.0, 0.05, 0.95, 1, 0.0).files == 607
-    assert sample_size(10**9, 1.0, 0.05, 0.95, 3, 0.4).files == pytest.approx(1536.6 * 1.8, abs=2)
+    assert size.files == 606 == np.ceil(size.finite)
 
 
-@given(
-    st.integers(1, 10**6),
-    st.floats(0, 5),
-    st.floats(0.01, 0.5),
-    st.floats(0.5, 0.99),
-    st.floats(1, 50),
-    st.floats(0, 1),
-)
-def test_never_more_than_there_is(population, variation, precision, confidence, a_repo, rho):
-    assert 0 <= sample_size(population, variation, precision, confidence, a_repo, rho).files <= population
+REPOSITORIES = st.lists(st.integers(0, 6), min_size=1, max_size=25).map(np.array)
+
+
+@given(REPOSITORIES, st.floats(0, 1))
+def test_the_error_is_that_of_the_weights_written_out(repos, rho):
+    """The variance of a sum over all files of (weight in the sample - 1 / N) y, file by file and pair by pair."""
+    covariance = np.where(repos[:, None] == repos, rho, 0.0) + np.eye(len(repos)) * (1 - rho)
+    for count, error in enumerate(mean_errors(repos, rho), 1):
+        drawn = repos[:count]
+        weight = np.array([np.sum(repos == repo) / np.sum(drawn == repo) for repo in drawn])
+        off = np.concatenate([weight / weight.sum(), np.zeros(len(repos) - count)]) - 1 / len(repos)
+        assert error == pytest.approx(off @ covariance @ off, abs=1e-9)
+
+
+@given(REPOSITORIES, st.floats(0, 5), st.floats(0.01, 0.5), st.floats(0.5, 0.99), st.floats(0, 1))
+def test_never_more_than_there_is(repos, variation, precision, confidence, rho):
+    assert 1 <= sample_size(mean_errors(repos, rho), variation, precision, confidence).files <= len(repos)
 
 
 def test_intra_correlation_of_known_data():
@@ -39,29 +45,35 @@ def test_intra_correlation_of_known_data():
     assert intra_correlation(np.ones(3), np.arange(3)) == 0
 
 
-def test_cluster_intervals_cover_the_mean():
+def test_intervals_of_other_repositories_cover_the_mean():
     """Close to 95% of 400 samples of 40 repositories with four alike files each."""
     generator = np.random.default_rng(1)
+    repos = np.repeat(np.arange(40), 4)
     covered = 0
     for _ in range(400):
-        repos = np.repeat(np.arange(40), 4)
         values = 10 + generator.normal(size=40)[repos] + 0.5 * generator.normal(size=160)
-        mean, half = cluster_interval(values, repos, 0.95)
-        covered += abs(mean - 10) <= half
+        said = cluster_interval(values, repos, repos, 0.95)
+        assert (said.mean, said.half_width) == (pytest.approx(np.mean(values)), 0)
+        covered += abs(said.mean - 10) <= said.half_width_elsewhere
     assert 0.91 < covered / 400 < 0.975
 
 
-def test_an_interval_is_for_the_mean_of_the_files_that_were_drawn_from():
-    """Three quarters of 200 files: were they taken for an endless population's, practically all of 400 would cover."""
-    generator = np.random.default_rng(2)
-    files = 10 + generator.normal(size=200)
-    covered = 0
-    for _ in range(400):
-        drawn = generator.choice(files, 150, replace=False)
-        mean, half = cluster_interval(drawn, np.arange(150), 0.95, population=200)
-        covered += abs(mean - np.mean(files)) <= half
-    assert 0.91 < covered / 400 < 0.98
-    assert cluster_interval(files, np.zeros(200), 0.95, population=200) == (np.mean(files), 0)
+@pytest.mark.parametrize("files", [60, 150, 400])
+def test_a_sample_says_the_mean_over_files_and_how_surely(files):
+    """120 repositories of 1 to 100 files, larger ones of larger files: fewer files than repositories, and more."""
+    generator = np.random.default_rng(files)
+    counts = np.minimum(generator.geometric(0.1, 120), 100)
+    repos = np.repeat(np.arange(120), counts)
+    values = (500 + 20 * counts + 100 * generator.normal(size=120))[repos] + 200 * generator.normal(size=len(repos))
+    covered, means = 0, []
+    for _ in range(300):
+        order = generator.integers(0, 2**63, len(repos)).astype(np.uint64)
+        columns = {"size": values, "repo": generator.permutation(120).astype(np.uint64)[repos], "order": order}
+        account = _draw_language(columns, SampleSettings(files=files))[1]
+        means.append(account["mean"])
+        covered += abs(account["mean"] - np.mean(values)) <= account["half_width"]
+    assert np.mean(means) == pytest.approx(np.mean(values), rel=0.01)  # the plain mean is a fifth off
+    assert 0.9 < covered / 300 < 0.99
 
 
 def test_a_sample_takes_every_repository_before_a_second_file(tmp_path):
@@ -77,10 +89,16 @@ def test_the_size_comes_from_the_precision(tmp_path):
     rows = [row(seed, repo=f"repo{seed}", content=code(seed, 5 + seed % 60)) for seed in range(300)]
     source = open_source(write(tmp_path / "in", rows))
     account = sample(source, tmp_path / "out", SampleSettings(precision=0.1))["samples"]["python"]
-    expected = sample_size(300, account["variation"], 0.1, 0.95, 1, 0).files
+    expected = sample_size(mean_errors(np.arange(300), 0.0), account["variation"], 0.1, 0.95).files
     assert account["files"] == expected == len(read(tmp_path / "out"))
     assert abs(account["mean"] / account["population_mean"] - 1) < 0.2
     assert account["half_width"] / account["mean"] == pytest.approx(0.1, rel=0.2)
+
+
+def test_a_file_without_repository_is_its_own_by_its_content(tmp_path):
+    rows = [row(seed, repo=None, path="setup.py") for seed in range(30)]
+    manifest = sample(open_source(write(tmp_path / "in", rows)), tmp_path / "out", SampleSettings(files=10))
+    assert manifest["samples"]["python"]["repositories"] == 30
 
 
 def test_languages_seed_and_workers(tmp_path):
@@ -108,5 +126,5 @@ def test_a_precision_out_of_reach_is_said_with_what_was_reached(tmp_path):
             open_source(write(tmp_path / "in", rows)), tmp_path / "out", SampleSettings(precision=0.001, rho=0.5)
         )
     account = manifest["samples"]["python"]
-    assert account["files"] == account["population"] == 60 < account["wanted"]
+    assert account["files"] == account["population"] == 60
     assert account["half_width"] == 0 < account["half_width_elsewhere"]
