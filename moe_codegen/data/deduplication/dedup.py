@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from moe_codegen.data.deduplication.minhash import algorithm, bands
+from moe_codegen.data.deduplication.minhash import algorithm, bands, best_banding
 from moe_codegen.data.deduplication.shingles import shingles
 from moe_codegen.data.deduplication.signatures import ShingleFile, ShingleStore, Signatures
 from moe_codegen.data.passes.output import UnitOutput
@@ -30,20 +30,30 @@ from moe_codegen.settings import check_between, setting
 
 @dataclass(frozen=True)
 class DedupSettings:
-    """What counts as the same file. 25 bands of 10 find all but 1% of the pairs at 0.85, half of those at 0.7."""
+    """What counts as the same file, and how it is looked for."""
 
     near: bool = setting(True, "look for near-duplicates too, not only for equal contents")
     similarity: float = setting(0.7, "Jaccard similarity of 5-grams of words from which files are near-duplicates")
     permutations: int = setting(256, "MinHash permutations")
-    bands: int = setting(25, "bands of the signature")
-    rows: int = setting(10, "rows of a band")
+    bands: int | None = setting(None, "bands of the signature; not given: as suits the similarity")
+    rows: int | None = setting(None, "rows of a band; not given: as suits the similarity")
     min_words: int = setting(10, "files of fewer words are compared as a whole only")
 
     def __post_init__(self) -> None:
         check_between(self, 0, 1, "similarity")
-        if not 0 < self.bands * self.rows <= self.permutations:
-            asked = f"{self.bands} bands of {self.rows} rows need {self.bands * self.rows} permutations"
+        if (self.bands is None) != (self.rows is None):
+            raise ConfigError(f"bands={self.bands}, rows={self.rows}: give both or neither")
+        count, rows = self.banding
+        if not 0 < count * rows <= self.permutations:
+            asked = f"{count} bands of {rows} rows need {count * rows} permutations"
             raise ConfigError(f"{asked}, and there are {self.permutations}; raise permutations or lower bands or rows")
+
+    @property
+    def banding(self) -> tuple[int, int]:
+        """Bands of the signature and rows of a band."""
+        if self.bands is None or self.rows is None:
+            return best_banding(self.similarity, self.permutations)
+        return self.bands, self.rows
 
 
 def dedup(
@@ -63,8 +73,9 @@ def dedup_body(stage: Stage) -> tuple[Record, list[Record]]:
     names = [unit.name for unit in stage.source.units]
     clusters = find_duplicates(signatures, verdicts, names, stage.settings)
     records = stage.map(OUTPUT, drop_unit, verdicts)
+    minhash = "{}, {} bands of {} rows".format(algorithm(), *stage.settings.banding)
     sizes = {str(size): count for size, count in sorted(clusters.items())}
-    return {"tally": merged(records).record(), "cluster_sizes": sizes, "minhash": algorithm()}, records
+    return {"tally": merged(records).record(), "cluster_sizes": sizes, "minhash": minhash}, records
 
 
 def sign_unit(unit: Unit, number: int, folder: Path, settings: DedupSettings) -> Record:
@@ -87,7 +98,7 @@ def sign_unit(unit: Unit, number: int, folder: Path, settings: DedupSettings) ->
                 )
             row += batch.rows.num_rows
             advance(batch.rows.num_rows, content.nbytes, batch.rows.num_rows)
-    Signatures.joined(parts, settings.bands).save(folder, number)
+    Signatures.joined(parts, settings.banding[0]).save(folder, number)
     return {}
 
 
@@ -99,11 +110,11 @@ def _content_hashes(content: pa.Array) -> np.ndarray:
 def _near_keys(content: pa.Array, settings: DedupSettings, store: ShingleFile) -> dict[str, np.ndarray]:
     if not settings.near:
         empty = np.zeros(len(content), np.int64)
-        return {"bands": np.zeros((len(content), settings.bands), np.uint64), "shingles": empty}
+        return {"bands": np.zeros((len(content), settings.banding[0]), np.uint64), "shingles": empty}
     made = shingles(content)
     counts = np.diff(made.offsets)
     store.append(made.hashes_G)
-    keys = bands(made, settings.permutations, settings.bands, settings.rows)
+    keys = bands(made, settings.permutations, *settings.banding)
     return {"bands": keys, "shingles": np.where(made.words >= settings.min_words, counts, -counts)}
 
 
@@ -126,7 +137,7 @@ def find_duplicates(signatures: Path, verdicts: Path, names: list[str], settings
         store = ShingleStore(signatures, starts, everything.shingles)
         clusters = _Clusters(len(rank))
         eligible = np.flatnonzero((duplicate_of < 0) & (everything.shingles > 0))
-        for band in range(settings.bands):
+        for band in range(settings.banding[0]):
             _join_band(
                 Signatures.band(signatures, len(names), band), eligible, rank, clusters, store, settings.similarity
             )

@@ -4,6 +4,7 @@ With B bands of R rows, two files of Jaccard similarity J share one with probabi
 """
 
 from array import array
+from functools import cache
 from importlib import metadata
 
 import numpy as np
@@ -20,6 +21,24 @@ def algorithm() -> str:
 
     version = f"rensa {metadata.version('rensa')}, algorithm {rensa.RMinHash.ALGORITHM_VERSION}"
     return f"{version}, seed {_SEED}, shingles of 32 bits"
+
+
+@cache
+def best_banding(similarity: float, permutations: int) -> tuple[int, int]:
+    """The bands and their rows that miss least above `similarity` and find least below it, for J spread evenly.
+
+    Candidates are verified, so what is found below costs time alone: from 0.7 on the bands are those of 0.7, 25 of 10
+    rows of 256 permutations, which find half of the pairs at 0.7 and all but 1% of those at 0.85.
+    """
+    threshold = min(similarity, 0.7)
+    jaccard = (np.arange(1000) + 0.5) / 1000
+
+    def wrong(count: int, rows: int) -> float:
+        found = 1 - (1 - jaccard**rows) ** count
+        return float(np.sum(np.where(jaccard < threshold, found, 1 - found)))
+
+    possible = [(count, rows) for count in range(1, permutations + 1) for rows in range(1, permutations // count + 1)]
+    return min(possible, key=lambda banding: wrong(*banding))
 
 
 def bands(shingles: Shingles, permutations: int, count: int, rows: int) -> np.ndarray:

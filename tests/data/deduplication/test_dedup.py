@@ -89,7 +89,7 @@ def test_workers_and_the_cut_into_units_change_nothing(tmp_path):
 
 def test_every_band_is_looked_at_and_every_file_of_a_bucket_against_its_best(tmp_path):
     """For each band two equal sets that share it alone; then a bucket whose files are near to the best one only."""
-    settings = DedupSettings(bands=4)
+    settings = DedupSettings(bands=4, rows=10)
     sets = [np.arange(100, dtype=np.uint32) + 1000 * band for band in range(4) for _ in range(2)]
     best = np.arange(9000, 9100, dtype=np.uint32)
     for own in range(4):  # shares 85 of 115 with the best one, 85 - 15 of 130 with each other
@@ -114,7 +114,7 @@ def test_distant_files_of_one_bucket_are_each_compared_once(tmp_path, monkeypatc
     real = ShingleStore.jaccard
     monkeypatch.setattr(ShingleStore, "jaccard", lambda *pair: compared.append(pair[1:]) or real(*pair))
     sets = [np.arange(100, dtype=np.uint32) + 1000 * file for file in range(20)]
-    assert duplicates(tmp_path, sets, np.zeros((20, 1), np.uint64), DedupSettings(bands=1)) == []
+    assert duplicates(tmp_path, sets, np.zeros((20, 1), np.uint64), DedupSettings(bands=1, rows=10)) == []
     assert compared == [(0, file) for file in range(1, 20)]
 
 
@@ -137,6 +137,23 @@ def test_an_empty_source(tmp_path):
     assert manifest["tally"] == {"null_content": {"python": [1, 0]}}
 
 
-def test_more_bands_than_permutations_are_refused():
-    with pytest.raises(ConfigError, match="26 bands of 10 rows need 260 permutations, and there are 256"):
-        DedupSettings(bands=26)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"bands": 26, "rows": 10}, "26 bands of 10 rows need 260 permutations, and there are 256"),
+        ({"bands": 26}, "bands=26, rows=None: give both or neither"),
+    ],
+)
+def test_impossible_bands(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        DedupSettings(**wrong)
+
+
+def test_bands_suit_the_similarity(tmp_path):
+    """The defaults at 0.7; of pairs at 0.5 to 0.6, most are found if that is asked for."""
+    assert DedupSettings().banding == DedupSettings(similarity=0.9).banding == (25, 10)
+    pairs = [(code(seed, 60), edited(code(seed, 60), 0.15, seed)) for seed in range(60)]
+    alike = [pair for pair in pairs if 0.5 <= similarity(*pair) < 0.6]
+    rows = [row(2 * seed + one, content=pair[one]) for seed, pair in enumerate(alike) for one in range(2)]
+    manifest, _, _ = run(tmp_path, rows, DedupSettings(similarity=0.5))
+    assert manifest["tally"]["near_duplicate"]["python"][0] > 0.6 * len(alike) > 6
