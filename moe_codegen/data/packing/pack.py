@@ -80,8 +80,11 @@ def _warn_of_unused(summary: Record, settings: PackSettings) -> None:
 
 
 def tokenize_unit(unit: Unit, number: int, folder: Path, settings: PackSettings) -> Record:
-    """Every document of a unit as pieces of tokens: a file of numbers, the length of each piece, and of each document
-    how many pieces it has, its row, language and place in a random order."""
+    """Every document of a unit as pieces of tokens, in a file of numbers.
+
+    Beside it the length of each piece, and of each document how many pieces it has, its row, its language and its
+    place in a random order.
+    """
     cutter = Cutter.of(load_encoder(settings.tokenizer), settings)
     columns: dict[str, list[int]] = {name: [] for name in ("lengths", "pieces", "rows", "languages", "order")}
     names: dict[str, int] = {}

@@ -21,24 +21,17 @@ def make_plan(tokens: Path, languages: list[list[str]], settings: PackSettings, 
     """
     names = sorted({name for some in languages for name in some})
     documents, pieces = _load(tokens, languages, names)
-    shuffled = np.argsort(documents["order"], kind="stable")
-    available = np.bincount(documents["language"], weights=documents["length"], minlength=len(names))
-    counts = {name: int(count) for name, count in zip(names, available, strict=True)}
-    shares = mixture_weights(counts, settings.weight_of, settings.temperature)
-    chosen = [np.zeros(0, np.int64)]
-    for name, times in passes(counts, shares, settings.tokens).items():
-        mine = shuffled[documents["language"][shuffled] == names.index(name)]
-        chosen.append(repeated(mine, documents["length"][mine], times))
     generator = np.random.Generator(np.random.PCG64(settings.seed))
-    taken = generator.permutation(np.concatenate(chosen))
+    taken = generator.permutation(_chosen(documents, names, settings))
     placed = _place(documents, pieces, taken, settings.sequence_length, generator)
     folder.mkdir(exist_ok=True)
     for name, column in placed.items():
         np.save(folder / f"{name}.npy", column)
-    is_taken = np.zeros(len(shuffled), bool)
+    is_taken = np.zeros(len(documents["unit"]), bool)
     is_taken[taken] = True
-    for number in range(len(languages)):
-        np.save(folder / f"taken-{number:05d}.npy", is_taken[documents["unit"] == number])
+    ends = np.cumsum(np.bincount(documents["unit"], minlength=len(languages)))
+    for number, of_unit in enumerate(np.split(is_taken, ends[:-1])):
+        np.save(folder / f"taken-{number:05d}.npy", of_unit)
     mixture, unused = (
         np.bincount(documents["language"][some], weights=documents["length"][some], minlength=len(names))
         for some in (taken, ~is_taken)
@@ -54,6 +47,19 @@ def make_plan(tokens: Path, languages: list[list[str]], settings: PackSettings, 
         "tokens_by_language": {name: int(count) for name, count in zip(names, mixture, strict=True)},
         "unused_tokens": {name: int(count) for name, count in zip(names, unused, strict=True) if count},
     }
+
+
+def _chosen(documents: Columns, names: list[str], settings: PackSettings) -> np.ndarray:
+    """The documents of the mixture, one after the other as often as each is taken."""
+    shuffled = np.argsort(documents["order"], kind="stable")
+    available = np.bincount(documents["language"], weights=documents["length"], minlength=len(names))
+    counts = {name: int(count) for name, count in zip(names, available, strict=True)}
+    shares = mixture_weights(counts, settings.weight_of, settings.temperature)
+    chosen = [np.zeros(0, np.int64)]
+    for name, times in passes(counts, shares, settings.tokens).items():
+        mine = shuffled[documents["language"][shuffled] == names.index(name)]
+        chosen.append(repeated(mine, documents["length"][mine], times))
+    return np.concatenate(chosen)
 
 
 def _load(tokens: Path, languages: list[list[str]], names: list[str]) -> tuple[Columns, Columns]:
