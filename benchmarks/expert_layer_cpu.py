@@ -187,7 +187,7 @@ def _dense_packed(layer: Layer) -> Contender:
     weights_R1 = torch.ones(ids_R1.shape)
     kind = {"activation": layer.shape.activation, "gated": layer.shape.gated}
     hidden_RD = layer.hidden_TD.repeat(top_k, 1)
-    return Contender(lambda x_RD: packed_expert_ffn(x_RD, ids_R1, weights_R1, *one, **kind), hidden_RD, {})
+    return Contender(lambda x_RD: packed_expert_ffn(x_RD, ids_R1, weights_R1, *one, **kind), hidden_RD, {}, None)
 
 
 def _best(step: Callable[[], Any], seconds: float) -> tuple[float, Any]:
