@@ -113,20 +113,18 @@ def _sets(content: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def hold_out_unit(unit: Unit, number: int, folder: Path, settings: SplitSettings, chosen_path: Path) -> Record:
     """The shingles of the validation files of a unit, and their languages."""
-    chosen = np.load(chosen_path, mmap_mode="r")
+    repositories = np.load(chosen_path, mmap_mode="r")
     values, sizes = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
     languages: set[str] = set()
     for batch in unit.batches():
         sound, _, _ = split_sound(batch)
-        held = are_in(repository_hashes(sound, settings.seed), chosen)
+        held = are_in(repository_hashes(sound, settings.seed), repositories)
         if held.any():
-            chosen = sound.rows.filter(pa.array(held))
-            some, offsets = _sets(chosen.column("content"))
+            files = sound.rows.filter(pa.array(held))
+            some, offsets = _sets(files.column("content"))
             values.append(some)
             sizes.append(np.diff(offsets))
-            languages.update(
-                name or UNKNOWN for name in sound.rows.column("language").filter(pa.array(held)).to_pylist()
-            )
+            languages.update(name or UNKNOWN for name in files.column("language").to_pylist())
         advance(batch.rows.num_rows, batch.rows.column("content").nbytes, int(held.sum()))
     joined = np.concatenate(values)
     np.savez(_part(folder, number), values=joined, sizes=np.concatenate(sizes))
@@ -141,13 +139,13 @@ def divide_unit(
     unit: Unit, number: int, folder: Path, settings: SplitSettings, chosen_path: Path, index_folder: Path
 ) -> Record:
     """Write a unit's rows to their side of the split, without the training files that are like a validation file."""
-    chosen = np.load(chosen_path, mmap_mode="r")
+    repositories = np.load(chosen_path, mmap_mode="r")
     index = HeldOutIndex.open(index_folder)
     sides = {side: f"{side}/{part_name(number)}" for side in (TRAIN, VALIDATION)}
     output = UnitOutput(folder, number, unit.layout.schema, sides)
     for batch in unit.batches():
         sound, _, dropped = split_sound(batch)
-        held = are_in(repository_hashes(sound, settings.seed), chosen)
+        held = are_in(repository_hashes(sound, settings.seed), repositories)
         near = np.zeros(len(held))
         near[~held] = index.nearest(*_sets(sound.rows.column("content").filter(pa.array(~held))), settings.similarity)
         output.keep(sound.rows.filter(pa.array(held)), VALIDATION)
