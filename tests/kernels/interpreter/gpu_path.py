@@ -1,5 +1,7 @@
 """expert_ffn by way of the GPU launchers, on CPU tensors, with tiles small enough for small problems."""
 
+from dataclasses import replace
+
 import torch
 
 from moe_codegen_kernels import tiles
@@ -13,7 +15,8 @@ GPU = Gpu("sm_90", processors=3, name="interpreter")  # fewer than there are til
 def small_bucket(path: str) -> Bucket:
     """Tiles that leave edges in every direction of a problem of a few dozen."""
     tile = Tile(block_m=16, block_n=32, block_k=16, warps=4, stages=2, group_m=2)
-    return Bucket(0, path, tile, tile, tile, tile, ragged_k=Tile(32, 32, 16, 4, 2, group_m=2))
+    wide = replace(tile, block_n=64)  # `down_gradient` takes its columns in parts
+    return Bucket(0, path, tile, tile, tile, wide, ragged_k=Tile(32, 32, 16, 4, 2, group_m=2))
 
 
 def use_tiles(monkeypatch, path: str) -> None:
