@@ -6,9 +6,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 
-def control_tokens(added: list[str]) -> list[str]:
-    """Those of a tokenizer's added tokens that control a model; some tokenizers add runs of blanks, which are text."""
-    return [token for token in added if token.strip()]
+def is_control(added: str) -> bool:
+    """Whether a tokenizer's added token controls a model; some tokenizers add runs of blanks, which are text."""
+    return bool(added.strip())
 
 
 def text_only(serialised: str) -> Tokenizer:
@@ -19,7 +19,7 @@ def text_only(serialised: str) -> Tokenizer:
     """
     settings: dict[str, Any] = json.loads(serialised)
     for token in settings["added_tokens"]:
-        token["special"] = bool(control_tokens([token["content"]]))
+        token["special"] = is_control(token["content"])
     tokenizer = Tokenizer.from_str(json.dumps(settings))
     tokenizer.encode_special_tokens = True  # not serialised, so it is set on every load
     return tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import Encoding
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from moe_codegen.plain_text import control_tokens, text_only
+from moe_codegen.plain_text import is_control, text_only
 
 
 def load_tokenizer(folder: Path, config: PreTrainedConfig) -> Any | None:
@@ -29,6 +29,6 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
     """The tokens of `text` as nothing but text: their `ids`, and as `offsets` the characters each stands for."""
-    if not any(token in text for token in control_tokens(list(tokenizer.get_added_vocab()))):
+    if not any(token in text for token in tokenizer.get_added_vocab() if is_control(token)):
         return tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
     return text_only(tokenizer.backend_tokenizer.to_str()).encode(text, add_special_tokens=False)

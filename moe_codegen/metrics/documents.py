@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_codegen.data import open_source
+from moe_codegen.data.passes.tally import UNKNOWN
 from moe_codegen.data.rows.batch import split_sound
 from moe_codegen.metrics.windows import Document
-
-UNKNOWN = "unknown"  # the language of a file that names none
 
 
 def stream_documents(source: str | Path) -> Iterator[Document]:

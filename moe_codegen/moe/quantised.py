@@ -68,8 +68,11 @@ class QuantisedExperts(nn.Module):
         self.requires_grad_(False)
 
     def _of(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Weight, scales and bias. A model cast to another dtype has had its scales cast: back is without loss,
-        but from float16, which rounds those below 6e-5."""
+        """Weight, scales and bias.
+
+        A model cast to another dtype has had its scales cast: back is without loss, but from float16, which rounds
+        those below 6e-5.
+        """
         scales = getattr(self, name + SCALES).to(torch.bfloat16)
         return getattr(self, name), scales, getattr(self, f"{name}_bias") if self.has_bias else None
 

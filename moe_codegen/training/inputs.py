@@ -51,7 +51,7 @@ def _packed(folders: Sequence[str]) -> list[Any]:
 
 
 def _documents(source: str) -> list[list[Any]]:
-    return [[unit.name, unit.nbytes] for unit in open_source(source).units]
+    return [[unit.name, unit.nbytes, unit.identity] for unit in open_source(source).units]
 
 
 def _hashes(folder: Path, *patterns: str) -> dict[str, str]:

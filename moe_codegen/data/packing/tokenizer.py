@@ -159,22 +159,31 @@ class Encoder:
     def starts(self, text: str, ids: list[int]) -> np.ndarray:
         """At which character of `text` each of its tokens begins, (T,); -1 for one that begins inside a character.
 
-        Of byte-level tokens the lengths say so. For others the tokenizer is asked, which takes twice the time of
-        encoding.
+        Of byte-level tokens the lengths say so, unless the text was normalised first. For others the tokenizer is
+        asked, which takes twice the time of encoding.
         """
-        lengths = self._bytes_of_token[ids]
-        content = np.frombuffer(text.encode(), np.uint8)
-        begins_character = (content & 0xC0) != 0x80
-        if int(lengths.sum()) == len(content):
-            begin = np.cumsum(lengths) - lengths
-            return np.where(begins_character[begin], np.cumsum(begins_character)[begin] - 1, -1)
+        if self._is_byte_level:
+            lengths = self._bytes_of_token[ids]
+            content = np.frombuffer(text.encode(), np.uint8)
+            if int(lengths.sum()) == len(content):
+                begins_character = (content & 0xC0) != 0x80
+                begin = np.cumsum(lengths) - lengths
+                return np.where(begins_character[begin], np.cumsum(begins_character)[begin] - 1, -1)
         offsets = np.array(self.tokenizer.encode(text, add_special_tokens=False).offsets)
         ends_before = np.concatenate([[0], offsets[:-1, 1]])
         return np.where(offsets[:, 0] >= ends_before, offsets[:, 0], -1)
 
     @cached_property
+    def _is_byte_level(self) -> bool:
+        """Whether tokens are spelled with a letter a byte.
+
+        That lengths add up is no proof: a blank that others put before the text makes up for a letter of two bytes.
+        """
+        return '"ByteLevel"' in json.dumps(json.loads(self.tokenizer.to_str())["decoder"])
+
+    @cached_property
     def _bytes_of_token(self) -> np.ndarray:
-        """The length of each token in bytes, if they are byte-level ones, which are spelled with a letter a byte."""
+        """The length of each byte-level token in bytes."""
         added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
         lengths = np.zeros(max(self.vocabulary.values()) + 1, np.int64)
         for token, number in self.vocabulary.items():

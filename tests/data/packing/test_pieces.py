@@ -34,6 +34,7 @@ BYTES = encoder(
     pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
 )
 CHARACTERS = encoder(pre_tokenizers.Split("\n", "isolated"), decoders.Fuse(), [])
+BLANKS = encoder(pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(prepend_scheme="first"), "▁")
 
 
 @pytest.mark.parametrize("made_by", [BYTES, CHARACTERS], ids=["bytes", "characters"])
@@ -47,6 +48,14 @@ def test_tokens_begin_where_their_text_does(made_by, text):
     assert starts[0] == 0
     for (one, two), (start, stop) in zip(pairwise(begins), pairwise(places), strict=True):
         assert made_by.tokenizer.decode(ids[one:two], skip_special_tokens=False) == text[start:stop]
+
+
+def test_a_blank_put_before_the_text_shifts_nothing():
+    """As Llama's tokenizer does; that blank and a letter of two bytes make the lengths add up to the text's."""
+    text = "load_row = é"
+    (ids,) = BLANKS.encode([text])
+    assert [BLANKS.tokenizer.id_to_token(token) for token in ids] == ["▁load_row", "▁=", "▁é"]
+    assert BLANKS.starts(text, ids).tolist() == [0, 8, 10]
 
 
 def cut(text, length, fim_rate, spm_rate=0.5, seed=0):
