@@ -87,11 +87,16 @@ def add_product(acc, a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def split_columns(tile):
-    """The left and the right half of a tile's columns: an epilogue that takes them in turn holds half the registers."""
+def column_parts(tile):
+    """A tile's columns in parts of EPILOGUE_COLUMNS at most, from left to right, for an epilogue to take in turn."""
     M: tl.constexpr = tile.shape[0]
     N: tl.constexpr = tile.shape[1]
-    return tl.split(tl.permute(tl.reshape(tile, (M, 2, N // 2)), (0, 2, 1)))
+    if N <= EPILOGUE_COLUMNS:
+        parts = (tile,)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(tile, (M, 2, N // 2)), (0, 2, 1)))
+        parts = column_parts(left) + column_parts(right)
+    return parts
 
 
 @triton.jit

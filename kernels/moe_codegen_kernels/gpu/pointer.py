@@ -29,10 +29,10 @@ from moe_codegen_kernels.gpu.epilogues import (
     activate,
     add_product,
     bias_of,
+    column_parts,
     gradients,
     partial_index,
     ragged_tile,
-    split_columns,
     swept,
 )
 from moe_codegen_kernels.gpu.routing import Schedule
@@ -163,36 +163,24 @@ def gradient_columns(
     A row that is not the expert's has s = 0 and h = 0, and so adds nothing to the sums.
     """
     BLOCK_M: tl.constexpr = dA.shape[0]
-    BLOCK_N: tl.constexpr = dA.shape[1]
-    if BLOCK_N > EPILOGUE_COLUMNS:
-        left, right = split_columns(dA)
-        dots_M = gradient_columns(
-            left, s, row, is_row_M, column, h_ptr, dh_ptr, sa_ptr, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
-        )
-        dots_M += gradient_columns(
-            right, s, row, is_row_M, column + BLOCK_N // 2, h_ptr, dh_ptr, sa_ptr, partials_ptr, N,
-            GATED, WRITE_PARTIALS, ACTIVATION,
-        )  # fmt: skip
-    else:
-        G: tl.constexpr = 2 if GATED else 1
-        column_N = column + tl.arange(0, BLOCK_N)
-        is_column_N = column_N < N
-        mask = is_row_M[:, None] & is_column_N[None, :]
-        h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M)
-        dh_ptrs = tile_ptrs(dh_ptr, row, column_N, G * N, BLOCK_M)
-        h = tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32)
-        value = tl.load(h_ptrs + N, mask=mask, other=0.0).to(tl.float32) if GATED else None
-        dh, d_value, sa, dots = gradients(dA, s, h, value, GATED, ACTIVATION)
-        tl.store(dh_ptrs, dh, mask=mask)
-        tl.store(tile_ptrs(sa_ptr, row, column_N, N, BLOCK_M), sa, mask=mask)
+    G: tl.constexpr = 2 if GATED else 1
+    column_N = column + tl.arange(0, dA.shape[1])
+    is_column_N = column_N < N
+    mask = is_row_M[:, None] & is_column_N[None, :]
+    h_ptrs = tile_ptrs(h_ptr, row, column_N, G * N, BLOCK_M)
+    dh_ptrs = tile_ptrs(dh_ptr, row, column_N, G * N, BLOCK_M)
+    h = tl.load(h_ptrs, mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(h_ptrs + N, mask=mask, other=0.0).to(tl.float32) if GATED else None
+    dh, d_value, sa, dots = gradients(dA, s, h, value, GATED, ACTIVATION)
+    tl.store(dh_ptrs, dh, mask=mask)
+    tl.store(tile_ptrs(sa_ptr, row, column_N, N, BLOCK_M), sa, mask=mask)
+    if GATED:
+        tl.store(dh_ptrs + N, d_value, mask=mask)
+    if WRITE_PARTIALS:
+        tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=is_column_N)
         if GATED:
-            tl.store(dh_ptrs + N, d_value, mask=mask)
-        if WRITE_PARTIALS:
-            tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=is_column_N)
-            if GATED:
-                tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=is_column_N)
-        dots_M = tl.sum(dots, axis=1)
-    return dots_M
+            tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=is_column_N)
+    return tl.sum(dots, axis=1)
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -221,9 +209,13 @@ def down_gradient_kernel(
     G: tl.constexpr = 2 if GATED else 1
     if WRITE_PARTIALS:
         partials_ptr += partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N)
-    dots_M = gradient_columns(
-        dA, s, row, is_row_M, n * BLOCK_N, h_ptr, dh_ptr, sa_ptr, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
-    )
+    parts = column_parts(dA)
+    dots_M = tl.zeros([BLOCK_M], tl.float32)
+    for part in tl.static_range(len(parts)):
+        dots_M += gradient_columns(
+            parts[part], s, row, is_row_M, n * BLOCK_N + part * EPILOGUE_COLUMNS,
+            h_ptr, dh_ptr, sa_ptr, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION,
+        )  # fmt: skip
     if WRITE_DOTS:
         tl.store(dots_ptr + n.to(tl.int64) * R + row_M, dots_M, mask=is_row_M)
 

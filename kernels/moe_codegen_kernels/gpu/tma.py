@@ -28,10 +28,10 @@ from moe_codegen_kernels.gpu.epilogues import (
     EPILOGUE_COLUMNS,
     activate,
     bias_of,
+    column_parts,
     gradients,
     partial_index,
     ragged_tile,
-    split_columns,
     swept,
 )
 from moe_codegen_kernels.gpu.routing import Schedule
@@ -153,31 +153,20 @@ def gradient_columns(
     """The columns of dh_RG and sa_RF that dA covers, from `column` on; returns each row's <dA, a>."""
     BLOCK_M: tl.constexpr = dA.shape[0]
     BLOCK_N: tl.constexpr = dA.shape[1]
-    if BLOCK_N > EPILOGUE_COLUMNS:
-        left, right = split_columns(dA)
-        dots_M = gradient_columns(
-            left, s, row, end, column, h_desc, dh_desc, sa_desc, partials_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION
-        )
-        dots_M += gradient_columns(
-            right, s, row, end, column + BLOCK_N // 2, h_desc, dh_desc, sa_desc, partials_ptr, N,
-            GATED, WRITE_PARTIALS, ACTIVATION,
-        )  # fmt: skip
-    else:
-        h = load_half(h_desc, row, end, 0, column, BLOCK_M, BLOCK_N)
-        h = h.to(tl.float32) + 0.0 * dA  # in dA's layout: else Triton computes a once for dh and once more for sa
-        value = load_half(h_desc, row, end, 1, column, BLOCK_M, BLOCK_N).to(tl.float32) if GATED else None
-        dh, d_value, sa, dots = gradients(dA, s, h, value, GATED, ACTIVATION)
-        store_rows(dh_desc, row, end, 0, column, dh)
-        store_rows(sa_desc, row, end, 0, column, sa)
+    h = load_half(h_desc, row, end, 0, column, BLOCK_M, BLOCK_N)
+    h = h.to(tl.float32) + 0.0 * dA  # in dA's layout: else Triton computes a once for dh and once more for sa
+    value = load_half(h_desc, row, end, 1, column, BLOCK_M, BLOCK_N).to(tl.float32) if GATED else None
+    dh, d_value, sa, dots = gradients(dA, s, h, value, GATED, ACTIVATION)
+    store_rows(dh_desc, row, end, 0, column, dh)
+    store_rows(sa_desc, row, end, 0, column, sa)
+    if GATED:
+        store_rows(dh_desc, row, end, 1, column, d_value)
+    if WRITE_PARTIALS:
+        column_N = column + tl.arange(0, BLOCK_N)
+        tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=column_N < N)
         if GATED:
-            store_rows(dh_desc, row, end, 1, column, d_value)
-        if WRITE_PARTIALS:
-            column_N = column + tl.arange(0, BLOCK_N)
-            tl.store(partials_ptr + column_N, tl.sum(dh, axis=0), mask=column_N < N)
-            if GATED:
-                tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=column_N < N)
-        dots_M = tl.sum(dots, axis=1)
-    return dots_M
+            tl.store(partials_ptr + N + column_N, tl.sum(d_value, axis=0), mask=column_N < N)
+    return tl.sum(dots, axis=1)
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -202,10 +191,14 @@ def down_gradient_kernel(
         dA = tl.where(is_row_M[:, None], dA, 0.0)  # keeps the next expert's rows out of the sums
         s = tl.load(s_ptr + row_M, mask=is_row_M, other=0.0)[:, None]
         place = partial_index(row, expert, BLOCK_M).to(tl.int64) * (G * N)
-        dots_M = gradient_columns(
-            dA, s, row, end, n * BLOCK_N, h_desc, dh_desc, sa_desc, partials_ptr + place if WRITE_PARTIALS else None,
-            N, GATED, WRITE_PARTIALS, ACTIVATION,
-        )  # fmt: skip
+        sums_ptr = partials_ptr + place if WRITE_PARTIALS else None
+        parts = column_parts(dA)
+        dots_M = tl.zeros([BLOCK_M], tl.float32)
+        for part in tl.static_range(len(parts)):
+            dots_M += gradient_columns(
+                parts[part], s, row, end, n * BLOCK_N + part * EPILOGUE_COLUMNS,
+                h_desc, dh_desc, sa_desc, sums_ptr, N, GATED, WRITE_PARTIALS, ACTIVATION,
+            )  # fmt: skip
         if WRITE_DOTS:
             tl.store(dots_ptr + n.to(tl.int64) * R + row_M, dots_M, mask=is_row_M)
 
