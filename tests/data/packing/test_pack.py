@@ -81,8 +81,11 @@ def test_padding_is_at_most_half_a_percent(tmp_path, tokenizer):
     rows = [row(seed, content=code(seed, 2 + seed * 7 % 150)) for seed in range(400)]
     manifest = pack(source(tmp_path, rows), tmp_path / "out", PackSettings(tokenizer, 512))
     assert manifest["padding_fraction"] <= 0.005
-    padded = sum(512 - sum(one["lengths"]) for one in read(tmp_path / "out"))
+    sequences = read(tmp_path / "out")
+    padded = sum(512 - sum(one["lengths"]) for one in sequences)
     assert manifest["padding_fraction"] == pytest.approx(padded / (512 * manifest["sequences"]))
+    longest = [max(one["lengths"]) for one in sequences]  # packed in this order, and shuffled then
+    assert longest != sorted(longest, reverse=True)
 
 
 def test_workers_change_nothing_and_the_seed_does(tmp_path, tokenizer):

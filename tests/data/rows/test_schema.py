@@ -122,6 +122,19 @@ def test_columns_in_any_encoding(tmp_path, columns, types):
     assert (one["content"], one["size"], one["licenses"]) == (code(1), len(code(1)), columns.get("licenses"))
 
 
+@pytest.mark.parametrize("licensed_first", [True, False])
+def test_rows_may_leave_out_what_others_have(tmp_path, licensed_first):
+    unknown = {name: value for name, value in row(1).items() if name != "licenses"}
+    rows = [row(2), unknown] if licensed_first else [unknown, row(2)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    manifest = clean(open_source(tmp_path / "in"), tmp_path / "out")
+    assert {reason: some["python"][0] for reason, some in manifest["tally"].items()} == {
+        "kept": 1,
+        "license_unknown": 1,
+    }
+
+
 def test_a_licence_that_is_known_counts_wherever_it_first_appears(tmp_path):
     """In one file of several, or in later rows of a file whose rows have keys of their own."""
     unknown = {name: value for name, value in row(1).items() if name not in ("licenses", "repo")}

@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from benchmarks.ahead_of_time import compile_layer, compiling_for, gpu_without_device
 from benchmarks.launch_rules import check_launch, tensor_map_faults
 from benchmarks.shapes import SHAPES, LayerShape
-from moe_codegen_kernels.gpu import parts, routing
+from moe_codegen_kernels.gpu import parts, routing, tma
 
 SMALL = LayerShape("small", 128, 256, 4, 2, "gelu_tanh", gated=False, bias=True)
 FORWARD = ["count", "scan", "place", "schedule", "gather", "up", "linear", "combine"]
@@ -46,6 +46,20 @@ def test_another_batch_size_compiles_nothing_anew():
     sizes = (4096, 4097, 5000, 6001, 7777, 8192, 16384)
     kernels = [set(compile_layer("sm_90", SMALL, tokens, torch.bfloat16, trains=True).kernels) for tokens in sizes]
     assert all(later == kernels[0] for later in kernels[1:])
+
+
+def test_what_tma_reads():
+    """Rows of 16-bit elements, one after the other in memory, that begin at multiples of 16 bytes."""
+    read, *refused = (
+        torch.empty(64, 64, dtype=torch.bfloat16),
+        torch.empty(64, 64, dtype=torch.bfloat16)[:, ::8],
+        torch.empty(64, 12, dtype=torch.bfloat16),
+        torch.empty(64, 1, dtype=torch.bfloat16),
+        torch.empty(64 * 64 + 1, dtype=torch.bfloat16)[1:].view(64, 64),
+        torch.empty(64, 64),
+    )
+    assert tma.fits(read, read.mT)
+    assert not any(tma.fits(read, other) for other in refused)
 
 
 @pytest.mark.parametrize(("inner", "columns"), [(1, 64), (64, 1), (64, 12), (64, 64)])
