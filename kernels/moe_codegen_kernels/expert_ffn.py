@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels import cpu
+from moe_codegen_kernels.autocast import autocast_dtype
 from moe_codegen_kernels.checks import check_layer
 from moe_codegen_kernels.gpu_import import gpu_module
 from moe_codegen_kernels.records import ExpertWeights, RoutingPlan
@@ -42,9 +43,8 @@ def expert_ffn(
     all but weights_TK is cast to autocast's dtype. `recompute` keeps only hidden_TD for the backward pass, at
     the price of one more product. Returns (T, D) of hidden's dtype. The same inputs give the same bits.
     """
-    device = hidden_TD.device.type
-    if torch.is_autocast_enabled(device) and hidden_TD.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(hidden_TD)
+    if dtype is not None:
         hidden_TD, up, down = hidden_TD.to(dtype), up.to(dtype), down.to(dtype)
         up_bias = None if up_bias is None else up_bias.to(dtype)
         down_bias = None if down_bias is None else down_bias.to(dtype)

@@ -53,6 +53,12 @@ def grouped_gemm_ragged_k(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) 
     return torch.stack([left_RM[start:end].T @ right_RN[start:end] for start, end in _spans(offsets_E)])
 
 
+def gather(hidden_TD: Tensor, order_R: Tensor, offsets_E: Tensor, top_k: int) -> Tensor:
+    """out_RD[r] = hidden_TD[order_R[r] // top_k]; rows of no expert are 0."""
+    is_routed_R = torch.arange(order_R.numel()) < offsets_E[-1]
+    return hidden_TD[order_R // top_k] * is_routed_R[:, None]
+
+
 def combine(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: Tensor) -> Tensor:
     """out_TD[t] = sum over k of weights_TK[t, k] * rows_RD[row of (t, k)]; slots of no expert add nothing."""
     tokens, top_k = weights_TK.shape

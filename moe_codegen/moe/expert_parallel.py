@@ -24,7 +24,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from moe_codegen.moe.experts import Experts
-from moe_codegen_kernels import RoutingPlan, combine, routing_plan
+from moe_codegen_kernels import combine, gather, routing_plan
+from moe_codegen_kernels.autocast import autocast_dtype
 
 # (hidden_TD, ids_TK, weights_TK) -> out_TD
 RunExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -62,7 +63,8 @@ class AcrossRanks:
             weights_TK: (T, K), best float32.
         """
         plan = routing_plan(ids_TK, self.group.size() * self.num_local_experts)
-        x_RD = _Gather.apply(_as_computed(hidden_TD), plan, ids_TK.shape[1])
+        sent_dtype = autocast_dtype(hidden_TD) or hidden_TD.dtype  # in which the experts will compute
+        x_RD = gather(hidden_TD.to(sent_dtype), plan, ids_TK.shape[1])
         sent_PL = plan.offsets_E.diff().view(self.group.size(), self.num_local_experts)
         received_PL = torch.empty_like(sent_PL)
         dist.all_to_all_single(received_PL, sent_PL, group=self.group)
@@ -75,7 +77,7 @@ class AcrossRanks:
             y_ND = _run_rows(run_experts, x_ND, ids_N)
 
         y_RD = _AllToAll.apply(y_ND, sent, received, self.group)
-        return combine(y_RD, weights_TK, plan.inverse_R, plan.offsets_E).to(hidden_TD.dtype)
+        return combine(y_RD, weights_TK, plan).to(hidden_TD.dtype)
 
     @contextmanager
     def _local_parameters(self) -> Iterator[None]:
@@ -102,26 +104,6 @@ def _run_rows(run_experts: RunExperts, x_ND: Tensor, ids_N: Tensor) -> Tensor:
         x_ND, ids_N = F.pad(x_ND, (0, 0, 0, 1)), F.pad(ids_N, (0, 1))
     weights_N1 = torch.ones(ids_N.shape[0], 1, device=x_ND.device)
     return run_experts(x_ND, ids_N[:, None], weights_N1)[:rows]
-
-
-def _as_computed(hidden_TD: Tensor) -> Tensor:
-    """The tokens in the dtype the experts will cast them to, which is what to send."""
-    device = hidden_TD.device.type
-    return hidden_TD.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden_TD
-
-
-class _Gather(torch.autograd.Function):
-    """x_RD: each token once for each of its experts, in the plan's order. Backward sums them without atomics."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, plan: RoutingPlan, top_k: int) -> Tensor:
-        ctx.plan, ctx.shape_TK = plan, (hidden_TD.shape[0], top_k)
-        return hidden_TD.index_select(0, plan.order_R // top_k)
-
-    @staticmethod
-    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
-        ones_TK = torch.ones(ctx.shape_TK, device=grad_RD.device)
-        return combine(grad_RD, ones_TK, ctx.plan.inverse_R, ctx.plan.offsets_E), None, None
 
 
 class _AllToAll(torch.autograd.Function):

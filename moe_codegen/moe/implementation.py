@@ -1,19 +1,25 @@
-"""`experts_implementation="moe_codegen"`: the expert kernels for every MoE model in transformers."""
+"""`experts_implementation="moe_codegen"`: the expert kernels for every MoE model in transformers.
+
+Experts that compute what `expert_ffn` does run as that one op. Those with a gate function or activation of their own,
+transposed weights or a norm after each expert run as the parts it is made of, their own code in between:
+
+    x_TD -> gather -> grouped_gemm -> gate or activation -> grouped_gemm -> [norm] -> combine -> out_TD
+
+T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k, R = T*K routed rows.
+"""
 
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import activations
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.utils import logging
 
-from moe_codegen_kernels import expert_ffn
-
-logger = logging.get_logger(__name__)
+from moe_codegen_kernels import ACTIVATIONS, combine, expert_ffn, gather, grouped_gemm, routing_plan
 
 NAME = "moe_codegen"
 
-ACTIVATION_OF: dict[type[nn.Module], str] = {
+ACTIVATION_OF: dict[Any, str] = {  # by a module's class, or by the function itself
     activations.NewGELUActivation: "gelu_tanh",
     activations.FastGELUActivation: "gelu_tanh",
     activations.GELUTanh: "gelu_tanh",
@@ -21,6 +27,9 @@ ACTIVATION_OF: dict[type[nn.Module], str] = {
     activations.SiLUActivation: "silu",
     nn.SiLU: "silu",
     nn.ReLU: "relu",
+    F.gelu: "gelu",
+    F.silu: "silu",
+    F.relu: "relu",
 }
 
 
@@ -30,45 +39,71 @@ def register_experts_implementation() -> None:
 
 
 def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """The forward of a transformers experts module, through `expert_ffn`.
+    """The forward of a transformers experts module: (T, D) in, (T, D) out.
 
-    Parameters are read from the module on every call, since PEFT and bitsandbytes parametrise them. Experts
-    that compute something else than `expert_ffn` run through transformers' default, with one warning.
+    Parameters are read from the module on every call, since PEFT and bitsandbytes parametrise them.
     """
-    reason = why_not(self)
-    if reason is not None:
-        logger.warning_once(
-            f"{type(self).__name__} {reason}, which experts_implementation={NAME!r} does not support; "
-            "it runs through transformers' grouped_mm."
-        )
-        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden_states, top_k_index, top_k_weights)
-    prefix = "gate_up_proj" if self.has_gate else "up_proj"
-    up, down = getattr(self, prefix), self.down_proj
-    out_TD = expert_ffn(
-        hidden_states.to(up.dtype),
-        top_k_index,
-        top_k_weights,
-        up,
-        getattr(self, f"{prefix}_bias") if self.has_bias else None,
-        down,
-        self.down_proj_bias if self.has_bias else None,
-        activation=ACTIVATION_OF[type(self.act_fn)],
-        gated=self.has_gate,
-        recompute=getattr(self.config, "recompute_experts", False),
+    compute = _fused if why_not_fused(self) is None else _in_parts
+    up_name = "gate_up_proj" if self.has_gate else "up_proj"
+    up = getattr(self, up_name)
+    up_bias, down_bias = (getattr(self, f"{up_name}_bias"), self.down_proj_bias) if self.has_bias else (None, None)
+    out_TD = compute(
+        self, hidden_states.to(up.dtype), top_k_index, top_k_weights, up, up_bias, self.down_proj, down_bias
     )
     return out_TD.to(hidden_states.dtype)
 
 
-def why_not(experts: Any) -> str | None:
-    """What about `experts` the kernels do not compute, as a clause for a warning; None when they do."""
+def _fused(experts: Any, *routed_and_weights: Any) -> Tensor:
+    return expert_ffn(
+        *routed_and_weights,
+        activation=activation_of(experts),
+        gated=experts.has_gate,
+        recompute=getattr(experts.config, "recompute_experts", False),
+    )
+
+
+def _in_parts(
+    experts: Any,
+    hidden_TD: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    up: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+) -> Tensor:
+    if experts.is_transposed:
+        up, down = up.mT, down.mT
+    plan = routing_plan(ids_TK, up.shape[0])
+    x_RD = gather(hidden_TD, plan, ids_TK.shape[1])
+    h_RG = grouped_gemm(x_RD, up, up_bias, plan.offsets_E)
+    a_RF = experts._apply_gate(h_RG) if experts.has_gate else experts.act_fn(h_RG)
+    y_RD = grouped_gemm(a_RF.to(h_RG.dtype), down, down_bias, plan.offsets_E)
+    if _has_norm(experts):
+        y_RD = experts.post_expert_norm(y_RD)
+    return combine(y_RD, weights_TK, plan)
+
+
+def _has_norm(experts: Any) -> bool:
+    return getattr(experts, "has_post_expert_norm", False)  # absent before transformers 5.23
+
+
+def why_not_fused(experts: Any) -> str | None:
+    """What about `experts` is not as in `expert_ffn`, as a clause for a warning; None when all is."""
     if experts.is_transposed:
         return "stores its weights transposed"
-    if getattr(experts, "has_post_expert_norm", False):  # absent before transformers 5.23
+    if _has_norm(experts):
         return "has a norm after each expert"
     if experts.has_gate and not experts.is_concatenated:
         return "interleaves gate and up weights"
     if experts.has_gate and type(experts)._apply_gate.__module__ != "transformers.integrations.moe":
         return "has a gate function of its own"
-    if type(experts.act_fn) not in ACTIVATION_OF:
-        return f"has the activation {type(experts.act_fn).__name__}"
+    if activation_of(experts) not in ACTIVATIONS:
+        return f"has the activation {activation_of(experts)}"
     return None
+
+
+def activation_of(experts: Any) -> str:
+    """The kernels' name of the activation, or, where they have none, its own."""
+    kind = type(experts.act_fn) if isinstance(experts.act_fn, nn.Module) else experts.act_fn
+    return ACTIVATION_OF.get(kind, getattr(kind, "__name__", str(kind)))

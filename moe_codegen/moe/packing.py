@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.moe.implementation import ACTIVATION_OF, why_not
+from moe_codegen.moe.implementation import activation_of, why_not_fused
 from moe_codegen.moe.quantised import QuantisedExperts
 from moe_codegen_kernels import pack_matrices, packed_expert_ffn, unpack_matrices, why_not_packed
 
@@ -23,7 +23,7 @@ class PackedExperts(nn.Module):
         # Kept without its matrices, to be given back by `unpack`; in a tuple, so that it is no submodule of this one.
         self._plain = (plain,)
         self.up_name = "gate_up_proj" if plain.has_gate else "up_proj"
-        self.activation = ACTIVATION_OF[type(plain.act_fn)]
+        self.activation = activation_of(plain)
         for name in (self.up_name, "down_proj"):
             matrices = getattr(plain, name)
             self.register_parameter(name, nn.Parameter(pack_matrices(matrices.detach()), matrices.requires_grad))
@@ -98,7 +98,7 @@ def pack_experts(model: nn.Module) -> int:
 
     Matrix after matrix takes the place of the plain one, so no second copy of the model is held. It computes the same;
     `save_pretrained` of a mixture and `state_dict` write plain weights. Modules that gain nothing stay as they are,
-    and a warning says why. Works on every MoE model of transformers that `experts_implementation="moe_codegen"` runs.
+    and a warning says why. Works on every MoE model of transformers whose experts `expert_ffn` computes as one op.
     """
     packed = 0
     found = list(_experts_of(model))
@@ -107,7 +107,7 @@ def pack_experts(model: nn.Module) -> int:
         why = "quantised experts, which are stored in the order they are read" if quantised else "no experts to pack"
         logger.warning_once(f"pack_experts left {type(model).__name__} as it is: it has {why}")
     for parent, name, experts in found:
-        reason = _why_not_under_adapters(name) or why_not(experts) or _why_not_its_weights(experts)
+        reason = _why_not_under_adapters(name) or why_not_fused(experts) or _why_not_its_weights(experts)
         if reason is not None:
             logger.warning_once(f"{type(experts).__name__} {reason}; it stays as it is")
         else:

@@ -8,8 +8,8 @@ from torch import nn
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.moe.experts import Experts
-from moe_codegen.moe.implementation import ACTIVATION_OF
-from moe_codegen_kernels import quantised_expert_ffn
+from moe_codegen.moe.implementation import activation_of
+from moe_codegen_kernels import ACTIVATIONS, quantised_expert_ffn
 from moe_codegen_kernels.quantised_weights import STORED, check_group
 
 SCALES = "_scales"  # what follows a weight's name in that of its scales
@@ -27,9 +27,9 @@ class QuantisedExperts(nn.Module):
         super().__init__()
         self.num_experts, self.has_gate, self.has_bias = experts.num_experts, experts.has_gate, experts.has_bias
         self.bits = bits
-        if type(experts.act_fn) not in ACTIVATION_OF:
-            raise ConfigError(f"experts with the activation {type(experts.act_fn).__name__} cannot be quantised")
-        self.activation = ACTIVATION_OF[type(experts.act_fn)]
+        self.activation = activation_of(experts)
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"experts with the activation {self.activation} cannot be quantised")
         for name, parameter in experts.named_parameters():
             if name.endswith("_bias"):
                 self._add(name, parameter)

@@ -7,13 +7,14 @@ import functools
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from moe_codegen.moe.implementation import register_experts_implementation
 from moe_codegen_kernels import (
     combine,
     cpu,
     expert_ffn,
+    gather,
     grouped_gemm,
     grouped_gemm_ragged_k,
     oracle,
@@ -127,9 +128,21 @@ def test_parts_equal_the_cpus():
     truth_EMN = oracle.grouped_gemm_ragged_k(out_RN.cpu().double(), rows_RK.double(), offsets_E)
     assert relative_error(out_EMN, truth_EMN) < 5e-3
     weights_TK = torch.rand(5000, 4)
-    out_TD = combine(out_RN, weights_TK.cuda(), plan.inverse_R, plan.offsets_E)
+    out_TD = combine(out_RN, weights_TK.cuda(), plan)
     truth_TD = cpu.combine(out_RN.cpu().double(), weights_TK.double(), plan.inverse_R.cpu(), offsets_E)
     assert relative_error(out_TD, truth_TD) < 5e-3
+
+
+def test_gradients_of_gather_and_combine_equal_the_cpus():
+    ids_TK, hidden_TD, weights_TK = torch.randint(0, 61, (5000, 4)), torch.randn(5000, 600), torch.rand(5000, 4)
+    results = {}
+    for device in ("cpu", "cuda"):
+        leaves = [x.to(device).requires_grad_() for x in (hidden_TD, weights_TK)]
+        plan = routing_plan(ids_TK.to(device), 60)
+        out_TD = combine(gather(leaves[0], plan, 4).sin(), leaves[1], plan)
+        results[device] = [out_TD, *torch.autograd.grad(out_TD.cos().sum(), leaves)]
+    for ours, truth in zip(results["cuda"], results["cpu"], strict=True):
+        torch.testing.assert_close(ours.cpu(), truth, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", [8, 2000])
@@ -204,13 +217,16 @@ def test_past_2_to_the_31_elements(offset):
         assert relative_error(whole_TD[-8 - tokens % 8 : -(tokens % 8)], whole_TD[:8]) < 5e-3
 
 
-def test_mixtral_matches_eager():
+@pytest.mark.parametrize(
+    ("config_class", "model_class"), [(MixtralConfig, MixtralForCausalLM), (GptOssConfig, GptOssForCausalLM)]
+)
+def test_models_of_transformers_match_eager(config_class, model_class):
     register_experts_implementation()
-    config = MixtralConfig(
+    config = config_class(
         vocab_size=128, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4,
+        num_key_value_heads=2, num_local_experts=4, head_dim=32,
     )  # fmt: skip
-    model = MixtralForCausalLM(config).cuda()
+    model = model_class(config).cuda()
     input_ids = torch.randint(0, 128, (4, 128), device="cuda")
     results = {}
     for implementation in ("eager", "moe_codegen"):

@@ -1,11 +1,11 @@
-"""The public parts of expert_ffn on the CPU: route, routing_plan, grouped_gemm, combine."""
+"""The public parts of expert_ffn on the CPU: route, routing_plan, gather, grouped_gemm, combine."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_codegen_kernels import combine, grouped_gemm, grouped_gemm_ragged_k, oracle, route, routing_plan
+from moe_codegen_kernels import combine, gather, grouped_gemm, grouped_gemm_ragged_k, oracle, route, routing_plan
 
 
 @settings(max_examples=30, deadline=None)
@@ -66,6 +66,29 @@ def test_grouped_gemm(bias):
     assert torch.autograd.gradcheck(lambda *x: grouped_gemm(*x, plan.offsets_E), tensors)
 
 
+def test_grouped_gemm_of_transposed_matrices():
+    rows_RK, plan = _rows()
+    stored_EKN = torch.randn(4, 6, 5, dtype=torch.float64)
+    out_RN = grouped_gemm(rows_RK, stored_EKN.mT, None, plan.offsets_E)
+    torch.testing.assert_close(out_RN, oracle.grouped_gemm(rows_RK, stored_EKN.mT, None, plan.offsets_E))
+    tensors = (rows_RK.requires_grad_(), stored_EKN.requires_grad_())
+    assert torch.autograd.gradcheck(lambda rows, stored: grouped_gemm(rows, stored.mT, None, plan.offsets_E), tensors)
+    grouped_gemm(
+        *tensors[:1], matrices := stored_EKN.mT.detach().requires_grad_(), None, plan.offsets_E
+    ).sum().backward()
+    assert matrices.grad.stride() == matrices.stride()
+
+
+def test_grouped_gemm_under_autocast():
+    rows_RK, plan = _rows()
+    rows_RK, matrices, bias_EN = rows_RK.float(), torch.randn(4, 5, 6), torch.randn(4, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out_RN = grouped_gemm(rows_RK, matrices, bias_EN, plan.offsets_E)
+    truth_RN = oracle.grouped_gemm(rows_RK, matrices, bias_EN, plan.offsets_E)
+    assert out_RN.dtype == torch.bfloat16
+    assert 0 < (out_RN - truth_RN).norm() / truth_RN.norm() < 1e-2
+
+
 def test_grouped_gemm_ragged_k():
     rows_RK, plan = _rows()
     others_RN = torch.randn(21, 3, dtype=torch.float64)
@@ -77,11 +100,23 @@ def test_combine():
     rows_RD, plan = _rows()
     weights_TK = torch.randn(7, 3, dtype=torch.float64)
     rows_RD[plan.offsets_E[-1] :] = float("nan")  # rows of no expert may hold anything
-    arguments = (rows_RD, weights_TK, plan.inverse_R, plan.offsets_E)
-    torch.testing.assert_close(combine(*arguments), oracle.combine(*arguments))
+    truth_TD = oracle.combine(rows_RD, weights_TK, plan.inverse_R, plan.offsets_E)
+    torch.testing.assert_close(combine(rows_RD, weights_TK, plan), truth_TD)
     finite_RD = rows_RD.nan_to_num().requires_grad_()
     weights_TK.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *x: combine(*x, *plan[1:]), (finite_RD, weights_TK))
+    assert torch.autograd.gradcheck(lambda *x: combine(*x, plan), (finite_RD, weights_TK))
+    combine(rows_RD.requires_grad_(), weights_TK, plan).sum().backward()
+    assert not rows_RD.grad[plan.offsets_E[-1] :].any()
+    assert weights_TK.grad.isfinite().all()
+
+
+def test_gather():
+    _, plan = _rows()
+    hidden_TD = torch.randn(7, 6, dtype=torch.float64)
+    rows_RD = gather(hidden_TD, plan, 3)
+    torch.testing.assert_close(rows_RD, oracle.gather(hidden_TD, plan.order_R, plan.offsets_E, 3))
+    assert not rows_RD[plan.offsets_E[-1] :].any()
+    assert torch.autograd.gradcheck(lambda x: gather(x, plan, 3), hidden_TD.requires_grad_())
 
 
 def test_opcheck():
@@ -92,7 +127,9 @@ def test_opcheck():
     matrices = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
     rows_RK.requires_grad_()
     torch.library.opcheck(torch.ops.moe_codegen.grouped_gemm.default, (rows_RK, matrices, None, plan.offsets_E))
-    torch.library.opcheck(torch.ops.moe_codegen.combine.default, (rows_RK, torch.rand(7, 3).double(), *plan[1:]))
+    torch.library.opcheck(torch.ops.moe_codegen.gather.default, (rows_RK[:7], *plan, 3))
+    weights_TK = torch.rand(7, 3).double().requires_grad_()
+    torch.library.opcheck(torch.ops.moe_codegen.combine.default, (rows_RK, weights_TK, *plan))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +143,13 @@ def test_opcheck():
             lambda: grouped_gemm_ragged_k(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(5)),
             "expected equal",
         ),
-        (lambda: combine(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(8), torch.zeros(5)), "R = T\\*K"),
+        (
+            lambda: grouped_gemm(torch.zeros(3, 6), torch.zeros(4, 5, 6), torch.zeros(4), torch.zeros(5)),
+            "bias_EN \\(4,\\)",
+        ),
+        (lambda: grouped_gemm(torch.zeros(3, 6), torch.zeros(4, 5, 6).half(), None, torch.zeros(5)), "cast one"),
+        (lambda: combine(torch.zeros(3, 2), torch.zeros(4, 2), _rows()[1]), "R = T\\*K"),
+        (lambda: gather(torch.zeros(3, 2), _rows()[1], 3), "a plan of 21 rows"),
     ],
 )
 def test_errors_say_what_does_not_fit(call, message):

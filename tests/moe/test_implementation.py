@@ -1,7 +1,13 @@
-"""`experts_implementation="moe_codegen"` gives what eager gives, or steps aside."""
+"""`experts_implementation="moe_codegen"` gives what eager gives."""
+
+import importlib
+import inspect
+import types
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import (
     GptOssConfig,
     GptOssForCausalLM,
@@ -35,13 +41,6 @@ def _registered():
     implementation.register_experts_implementation()
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-    said = []
-    monkeypatch.setattr(implementation.logger, "warning_once", said.append)
-    return said
-
-
 def _build(config_class, model_class, **changes):
     torch.manual_seed(0)
     return model_class(config_class(**(SIZES | changes)))
@@ -57,21 +56,19 @@ def _logits_and_gradients(model, experts_implementation):
 
 
 @pytest.mark.parametrize(("config_class", "model_class"), FAMILIES)
-def test_matches_eager_in_logits_and_gradients(config_class, model_class, warnings):
+def test_matches_eager_in_logits_and_gradients(config_class, model_class):
     model = _build(config_class, model_class)
     eager = _logits_and_gradients(model, "eager")
     ours = _logits_and_gradients(model, "moe_codegen")
-    assert not warnings
     for name, value in eager.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu", "relu", "silu"])
-def test_every_activation(activation, warnings):
+def test_every_activation(activation):
     model = _build(*FAMILIES[0], hidden_act=activation)
     eager = _logits_and_gradients(model, "eager")
     ours = _logits_and_gradients(model, "moe_codegen")
-    assert not warnings
     for name, value in eager.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -84,41 +81,86 @@ def test_the_kernels_are_what_runs(monkeypatch):
     assert calls == ["silu", "silu"]
 
 
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        (lambda: _build(GptOssConfig, GptOssForCausalLM), "transposed"),
-        (lambda: _build(*FAMILIES[0], hidden_act="quick_gelu"), "activation QuickGELUActivation"),
-    ],
-)
-def test_other_experts_run_through_the_default_with_a_warning(build, reason, warnings):
-    model = build()
+def test_experts_the_op_does_not_know_run_in_its_parts(monkeypatch):
+    """gpt-oss: an interleaved, clamped gate, transposed weights, biases."""
+    products = []
+    real = implementation.grouped_gemm
+    monkeypatch.setattr(implementation, "grouped_gemm", lambda *args: products.append(args) or real(*args))
+    model = _build(GptOssConfig, GptOssForCausalLM, intermediate_size=24)
     eager = _logits_and_gradients(model, "eager")
     ours = _logits_and_gradients(model, "moe_codegen")
-    assert warnings
-    assert all(reason in said for said in warnings)
-    torch.testing.assert_close(ours["logits"], eager["logits"], rtol=1e-4, atol=1e-5)
+    assert len(products) == 4
+    for name, value in eager.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize(
-    ("attribute", "value", "reason"),
-    [
-        ("has_post_expert_norm", True, "norm after each expert"),
-        ("is_concatenated", False, "interleaves"),
-    ],
-)
-def test_why_not(attribute, value, reason):
-    experts = _build(*FAMILIES[0]).model.layers[0].mlp.experts
-    assert implementation.why_not(experts) is None
-    setattr(experts, attribute, value)
-    assert reason in implementation.why_not(experts)
+class _Config(types.SimpleNamespace):
+    """Answers whatever an experts module may ask of its configuration."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        answers = {"act": "silu", "expert": 4, "top_k": 2, "limit": 0.5, "cap": 0.5, "alpha": 1.7, "eps": 1e-5}
+        answers |= {"latent": None, "intermediate": 24, "hidden": 32}
+        return next(value for part, value in answers.items() if part in name)
 
 
-def test_a_gate_function_of_its_own_is_seen():
-    experts = _build(*FAMILIES[0]).model.layers[0].mlp.experts
-    own = type("OwnGate", (type(experts),), {"_apply_gate": lambda self, gate_up: gate_up})
-    experts.__class__ = own
-    assert implementation.why_not(experts) == "has a gate function of its own"
+def _experts_classes():
+    """Every class in the installed transformers that runs through `experts_implementation`."""
+    models = Path(transformers.__file__).parent / "models"
+    for path in sorted(models.glob("*/modeling_*.py")):
+        if "@use_experts_implementation" in path.read_text():
+            module = importlib.import_module(f"transformers.models.{path.parent.name}.{path.stem}")
+            yield from (
+                value for value in vars(module).values()
+                if inspect.isclass(value) and value.__module__ == module.__name__ and value.__name__.endswith("Experts")
+            )  # fmt: skip
+
+
+def _built_experts():
+    for experts_class in _experts_classes():
+        torch.manual_seed(0)
+        config = _Config(_experts_implementation="eager", mlp_hidden_act="relu2", moe_intermediate_size=24)
+        experts = experts_class(config)
+        if hasattr(experts, "is_transposed"):
+            for parameter in experts.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+            yield experts
+
+
+def test_every_experts_class_of_transformers_equals_its_eager_forward():
+    for experts in _built_experts():
+        model = experts.down_proj.shape[2 if experts.is_transposed else 1]
+        hidden_TD, weights_TK = torch.randn(11, model, requires_grad=True), torch.rand(11, 2, requires_grad=True)
+        ids_TK = torch.rand(11, 4).topk(2).indices
+        results = {}
+        for name in ("eager", "moe_codegen"):
+            experts.config._experts_implementation = name
+            out_TD = experts(hidden_TD, ids_TK, weights_TK)
+            gradients = torch.autograd.grad(out_TD.sin().sum(), [hidden_TD, weights_TK, *experts.parameters()])
+            results[name] = [out_TD, *gradients]
+        for ours, truth in zip(results["moe_codegen"], results["eager"], strict=True):
+            torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5, msg=type(experts).__name__)
+
+
+def test_which_experts_are_one_op_and_which_its_parts():
+    why = {type(experts).__name__: implementation.why_not_fused(experts) for experts in _built_experts()}
+    assert why["MixtralExperts"] is why["DeepseekV3Experts"] is why["Lfm2MoeExperts"] is None
+    assert why["GptOssExperts"] == "stores its weights transposed"
+    assert why["NemotronHExperts"] == "has the activation ReLUSquaredActivation"
+    if "MuseSparkExperts" in why:  # newer than the oldest transformers that is supported
+        assert why["MuseSparkExperts"] == "has a norm after each expert"
+        assert why["MiniMaxM3VLExperts"] == "has a gate function of its own"
+
+
+def test_parts_under_autocast():
+    experts = next(experts for experts in _built_experts() if type(experts).__name__ == "GptOssExperts")
+    hidden_TD, ids_TK, weights_TK = torch.randn(11, 32), torch.rand(11, 4).topk(2).indices, torch.rand(11, 2)
+    truth_TD = experts(hidden_TD, ids_TK, weights_TK)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out_TD = implementation.experts_forward(experts, hidden_TD, ids_TK, weights_TK)
+    assert out_TD.dtype == torch.float32
+    assert 0 < (out_TD - truth_TD).norm() / truth_TD.norm() < 1e-2
 
 
 def test_parametrised_weights_are_read_on_every_call():
@@ -136,13 +178,20 @@ def test_parametrised_weights_are_read_on_every_call():
     torch.testing.assert_close(after, eager, rtol=1e-5, atol=1e-6)
 
 
-def test_compiled_model():
-    model = _build(*FAMILIES[0])
-    eager = _logits_and_gradients(model, "eager")["logits"]
+@pytest.mark.parametrize(
+    ("config_class", "model_class"), [FAMILIES[0], (GptOssConfig, GptOssForCausalLM)], ids=["one op", "in parts"]
+)
+def test_compiled_model(config_class, model_class):
+    model = _build(config_class, model_class)
+    eager = _logits_and_gradients(model, "eager")
     model.set_experts_implementation("moe_codegen")
     input_ids = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(1))
-    logits = torch.compile(model, fullgraph=True)(input_ids).logits
-    torch.testing.assert_close(logits, eager, rtol=1e-5, atol=1e-6)
+    model.zero_grad()
+    output = torch.compile(model, fullgraph=True)(input_ids, labels=input_ids)
+    output.loss.backward()
+    torch.testing.assert_close(output.logits, eager["logits"], rtol=1e-5, atol=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, eager[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_generate():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_codegen_kernels.activations import activate, activate_backward
 from moe_codegen_kernels.cpu.parts import combine
-from moe_codegen_kernels.cpu.products import outer_product, product, touched, wide
+from moe_codegen_kernels.cpu.products import outer_product, product, touched, wide, zero_untouched
 from moe_codegen_kernels.cpu.routing import routing_plan
 from moe_codegen_kernels.records import ExpertWeights, Matrices, RoutingPlan
 
@@ -68,15 +68,10 @@ def expert_ffn_backward(
     sums = wide(hidden_TD.dtype)
     weights_R = weights_TK.reshape(-1).to(sums)
 
-    untouched = torch.where(offsets_E.diff() == 0)[0].tolist()
-
     def gradient_if(needed: bool, of: Matrices | None) -> Tensor:
         if not needed or not isinstance(of, Tensor):
             return grad_TD.new_empty(0)
-        gradient = of.new_empty(of.shape)
-        for expert in untouched:
-            gradient[expert].zero_()
-        return gradient
+        return zero_untouched(of.new_empty(of.shape), offsets_E)
 
     d_x_RD = grad_TD.new_zeros((order_R.numel(), hidden_TD.shape[1]) if needs_hidden else (0,), dtype=sums)
     d_weights_R = weights_R.new_zeros(weights_R.numel() if needs_weights else 0)

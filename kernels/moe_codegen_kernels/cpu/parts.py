@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_codegen_kernels.cpu.products import outer_product, product, touched, wide
+from moe_codegen_kernels.cpu.products import outer_product, product, touched, wide, zero_untouched
 
 
 def grouped_gemm(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, offsets_E: Tensor) -> Tensor:
@@ -20,11 +20,19 @@ def grouped_gemm(rows_RK: Tensor, matrices_ENK: Tensor, bias_EN: Tensor | None, 
 
 def grouped_gemm_ragged_k(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) -> Tensor:
     """out_EMN[e] = left_RM[rows of e].T @ right_RN[rows of e]; 0 for an expert without rows."""
-    out_EMN = left_RM.new_zeros(offsets_E.numel() - 1, left_RM.shape[1], right_RN.shape[1])
+    out_EMN = left_RM.new_empty(offsets_E.numel() - 1, left_RM.shape[1], right_RN.shape[1])
+    zero_untouched(out_EMN, offsets_E)
     sums = wide(left_RM.dtype)
     for expert, rows in touched(offsets_E):
         outer_product(left_RM[rows].to(sums), right_RN[rows].to(sums), out_EMN[expert])
     return out_EMN
+
+
+def gather(hidden_TD: Tensor, order_R: Tensor, offsets_E: Tensor, top_k: int) -> Tensor:
+    """out_RD[r] = hidden_TD[order_R[r] // top_k]; rows of no expert are 0."""
+    out_RD = hidden_TD.index_select(0, order_R // top_k)
+    out_RD[int(offsets_E[-1]) :].zero_()
+    return out_RD
 
 
 def combine(
@@ -38,3 +46,16 @@ def combine(
         bags_TK, weights_TK = bags_TK * routed_TK, weights_TK * routed_TK
     out_TD = F.embedding_bag(bags_TK, rows_RD.to(sums), mode="sum", per_sample_weights=weights_TK)  # K rows a token
     return out_TD.to(dtype or rows_RD.dtype)
+
+
+def combine_backward(
+    grad_TD: Tensor, rows_RD: Tensor, weights_TK: Tensor, order_R: Tensor, offsets_E: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d_rows_RD[r] = weight of r's slot * grad of its token, d_weights_TK = <grad, row>; 0 for rows of no expert."""
+    routed, sums = int(offsets_E[-1]), wide(rows_RD.dtype)
+    slots, top_k = order_R[:routed].long(), weights_TK.shape[1]
+    grad_RD = grad_TD.index_select(0, slots // top_k).to(sums)
+    d_rows_RD, d_weights_TK = torch.zeros_like(rows_RD), torch.zeros_like(weights_TK)
+    d_rows_RD[:routed] = grad_RD * weights_TK.flatten()[slots, None]
+    d_weights_TK.view(-1)[slots] = (grad_RD * rows_RD[:routed]).sum(dim=-1).to(weights_TK.dtype)
+    return d_rows_RD, d_weights_TK

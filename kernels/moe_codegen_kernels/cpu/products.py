@@ -41,6 +41,14 @@ def touched(offsets_E: Tensor) -> Iterator[tuple[int, slice]]:
             yield expert, slice(start, end)
 
 
+def zero_untouched(gradient_E: Tensor, offsets_E: Tensor) -> Tensor:
+    """`gradient_E` with zeros, in place, for each expert that has no rows; the others' are still to be written."""
+    for expert, (start, end) in enumerate(itertools.pairwise(offsets_E.tolist())):
+        if start == end:
+            gradient_E[expert].zero_()
+    return gradient_E
+
+
 def most_rows(offsets_E: Tensor) -> int:
     """Rows of the expert that has most."""
     return max(end - start for start, end in itertools.pairwise(offsets_E.tolist()))

@@ -8,6 +8,8 @@
     routing_weight_gradient   d(weights)[slot of r]: the sum of row r's partial dots
     zero_unrouted     rows of no expert become 0
     combine           out_TD[t] = sum over k of weights_TK[t, k] * rows_RD[inverse_R[t * TOP_K + k]]
+    combine_gradients d_rows_RD[r] = weights[order_R[r]] * grad_TD[order_R[r] // TOP_K], and in the same pass
+                      d_weights[order_R[r]] = <grad_TD[order_R[r] // TOP_K], rows_RD[r]>
 
     order_R, inverse_R, offsets_E, schedule   see routing.py
     partials_PN  float32  partial column sums of each tile of rows; a tile's place is `partial_index`
@@ -131,6 +133,31 @@ def combine_kernel(
 
 
 @triton.jit(do_not_specialize=["R"])
+def combine_gradients_kernel(
+    grad_ptr, rows_ptr, weights_ptr, order_ptr, offsets_ptr, d_rows_ptr, d_weights_ptr, R, N, EXPERTS,
+    TOP_K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_R rows, all their columns; rows of no expert get 0."""
+    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    is_row_R = row_R < R
+    is_routed_R = row_R < tl.load(offsets_ptr + EXPERTS)
+    slot_R = tl.load(order_ptr + row_R, mask=is_row_R, other=0).to(tl.int64)
+    s_R = tl.load(weights_ptr + slot_R, mask=is_routed_R, other=0.0).to(tl.float32)
+    dot_R = tl.zeros([BLOCK_R], tl.float32)
+    for first in range(0, N, BLOCK_N):
+        column_N = first + tl.arange(0, BLOCK_N)
+        is_column_N = column_N < N
+        mask = is_routed_R[:, None] & is_column_N[None, :]
+        address = row_R.to(tl.int64)[:, None] * N + column_N[None, :]
+        token = (slot_R // TOP_K)[:, None] * N + column_N[None, :]
+        grad = tl.load(grad_ptr + token, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(rows_ptr + address, mask=mask, other=0.0).to(tl.float32)
+        tl.store(d_rows_ptr + address, s_R[:, None] * grad, mask=is_row_R[:, None] & is_column_N[None, :])
+        dot_R += tl.sum(grad * value, axis=1)
+    tl.store(d_weights_ptr + slot_R, dot_R, mask=is_row_R)
+
+
+@triton.jit(do_not_specialize=["R"])
 def zero_unrouted_kernel(rows_ptr, offsets_ptr, R, N, EXPERTS, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr):
     """BLOCK_R rows; programs whose rows all have an expert end at once."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -242,3 +269,17 @@ def combine(rows_RD: Tensor, weights_TK: Tensor | None, inverse_TK: Tensor, offs
             TOP_K=top_k, HAS_WEIGHTS=weights_TK is not None, BLOCK_N=block_n, **OPTIONS,
         )  # fmt: skip
     return out_TD
+
+
+def combine_gradients(
+    grad_TD: Tensor, rows_RD: Tensor, weights_TK: Tensor, order_R: Tensor, offsets_E: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d_rows_RD and d_weights_TK of `combine`."""
+    rows, columns = rows_RD.shape
+    d_rows_RD, d_weights_TK = torch.empty_like(rows_RD), torch.empty_like(weights_TK)
+    if rows > 0:
+        combine_gradients_kernel[(triton.cdiv(rows, 4),)](
+            grad_TD, rows_RD, weights_TK, order_R, offsets_E, d_rows_RD, d_weights_TK,
+            rows, columns, offsets_E.numel() - 1, TOP_K=weights_TK.shape[1], BLOCK_R=4, BLOCK_N=512, **OPTIONS,
+        )  # fmt: skip
+    return d_rows_RD, d_weights_TK

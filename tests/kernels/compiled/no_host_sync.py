@@ -9,7 +9,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.ahead_of_time import gpu_without_device
 from benchmarks.shapes import LayerShape
-from moe_codegen_kernels.gpu import layer, routing
+from moe_codegen_kernels.gpu import layer, parts, routing
 from moe_codegen_kernels.records import RoutingPlan
 
 SMALL = LayerShape("small", 128, 256, 4, 2, "gelu_tanh", gated=False, bias=True)
@@ -52,6 +52,20 @@ def test_no_host_synchronisation(fake_gpu, architecture, tokens):
     _, h_RG, *plan = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, True, True, gpu)
     layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, experts, h_RG, RoutingPlan(*plan), [True] * 6, gpu)
     assert "ragged_k_kernel" in fake_gpu
+
+
+def test_the_parts_do_not_synchronise(fake_gpu):
+    gpu = gpu_without_device("sm_90")
+    hidden_TD = torch.empty(512, SMALL.model, dtype=torch.bfloat16, device="fakegpu")
+    weights_TK, ids_TK = routing.route(torch.empty(512, SMALL.experts, device="fakegpu"), SMALL.top_k, True)
+    order_R, inverse_R, offsets_E = routing.routing_plan(ids_TK, SMALL.experts)
+    x_RD = parts.gather(hidden_TD, order_R, offsets_E, SMALL.top_k)
+    up, up_bias, *_ = SMALL.weights(torch.bfloat16, "fakegpu")
+    h_RG = parts.grouped_gemm(x_RD, up, up_bias, offsets_E, gpu)
+    parts.grouped_gemm_ragged_k(h_RG, x_RD, offsets_E, gpu)
+    parts.combine(x_RD, weights_TK, inverse_R, offsets_E)
+    parts.combine_backward(hidden_TD, x_RD, weights_TK, order_R, offsets_E)
+    assert fake_gpu[-1] == "combine_gradients_kernel"
 
 
 @pytest.mark.parametrize("ask", [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.nonzero(), lambda x: int(x)])

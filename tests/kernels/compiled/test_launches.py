@@ -75,6 +75,16 @@ def test_the_parts_launch_whatever_tma_refuses(inner, columns):
     assert _names(recorder) == ["schedule", "linear", "zero_unrouted", "schedule", "ragged_k"]
 
 
+def test_gather_and_combine_compile():
+    tokens, rows_RD, weights_TK = torch.empty(512, 96), torch.empty(1024, 96), torch.empty(512, 2)
+    order_R, offsets_E = torch.empty(1024, dtype=torch.int32), torch.empty(5, dtype=torch.int32)
+    with compiling_for("sm_90") as recorder:
+        parts.gather(tokens, order_R, offsets_E, 2)
+        parts.combine(rows_RD, weights_TK, order_R, offsets_E)
+        parts.combine_backward(tokens, rows_RD, weights_TK, order_R, offsets_E)
+    assert _names(recorder) == ["gather", "zero_unrouted", "combine", "combine_gradients"]
+
+
 def test_the_router_compiles():
     with compiling_for("sm_90") as recorder:
         routing.route(torch.empty(5000, 60), 4, True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_codegen_kernels import grouped, routing
+from moe_codegen_kernels import grouped, routing, rows
 from moe_codegen_kernels.expert_ffn import expert_ffn_backward_cuda, expert_ffn_cuda
 from tests.kernels.interpreter.gpu_path import GPU, use_tiles
 from tests.kernels.problems import make_problem
@@ -28,16 +28,21 @@ def test_routing():
     _close(routing.routing_plan_cuda(ids_TK, 4), torch.ops.moe_codegen.routing_plan(ids_TK, 4))
 
 
-def test_grouped():
-    _, inverse_R, offsets_E = torch.ops.moe_codegen.routing_plan(torch.randint(0, 5, (20, 2)), 4)
+def test_parts():
+    order_R, _, offsets_E = plan = torch.ops.moe_codegen.routing_plan(torch.randint(0, 5, (20, 2)), 4)
     rows_RK, matrices, bias_EN = torch.randn(40, 16), torch.randn(4, 24, 16), torch.randn(4, 24)
     gemm = (rows_RK, matrices, bias_EN, offsets_E)
     out_RN = torch.ops.moe_codegen.grouped_gemm(*gemm)
     _close([grouped.grouped_gemm_cuda(*gemm)], [out_RN])
     ragged = (rows_RK, out_RN, offsets_E)
     _close([grouped.grouped_gemm_ragged_k_cuda(*ragged)], [torch.ops.moe_codegen.grouped_gemm_ragged_k(*ragged)])
-    combined = (out_RN, torch.rand(20, 2), inverse_R, offsets_E)
-    _close([grouped.combine_cuda(*combined)], [torch.ops.moe_codegen.combine(*combined)])
+    gathered = (torch.randn(20, 16), *plan, 2)
+    _close([rows.gather_cuda(*gathered)], [torch.ops.moe_codegen.gather(*gathered)])
+    combined = (out_RN, torch.rand(20, 2), *plan)
+    out_TN = torch.ops.moe_codegen.combine(*combined)
+    _close([rows.combine_cuda(*combined)], [out_TN])
+    backward = (out_TN, *combined[:2], order_R, offsets_E)
+    _close(rows.combine_backward_cuda(*backward), torch.ops.moe_codegen.combine_backward(*backward))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
