@@ -5,12 +5,16 @@ from torch import Tensor
 from moe_codegen_kernels.activations import ACTIVATIONS
 from moe_codegen_kernels.records import ExpertWeights, Matrices
 
+DEVICES = ("cpu", "cuda", "meta")  # "cuda" is AMD's GPUs, too
+
 
 def check_layer(hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights[Matrices]) -> None:
     """Say which argument does not fit the others; of quantised matrices the shapes are those of the weights."""
     up, up_bias, down, down_bias, activation, gated = experts
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}")
+    if hidden_TD.device.type not in DEVICES:
+        raise ValueError(f"there is no kernel for {hidden_TD.device}; use one of {', '.join(DEVICES)}")
     if hidden_TD.dim() != 2 or len(up.shape) != 3 or len(down.shape) != 3:
         raise ValueError(
             f"hidden_TD {tuple(hidden_TD.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)}; "

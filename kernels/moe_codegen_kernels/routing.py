@@ -41,7 +41,7 @@ def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> RoutingPlan:
     return RoutingPlan(*torch.ops.moe_codegen.routing_plan(expert_ids_TK, num_experts))
 
 
-@torch.library.custom_op("moe_codegen::route", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("moe_codegen::route", mutates_args=())
 def route_op(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
     """Routing weights and expert ids."""
     return cpu.route(logits_TE, top_k, renormalise)
@@ -99,7 +99,7 @@ def _route_gradients(ctx: Any, grad_TK: Tensor, _: None) -> tuple[Tensor | None,
 route_op.register_autograd(_route_gradients, setup_context=_keep_route)
 
 
-@torch.library.custom_op("moe_codegen::routing_plan", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("moe_codegen::routing_plan", mutates_args=())
 def routing_plan_op(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """order_R, inverse_R, offsets_E."""
     return cpu.routing_plan(expert_ids_TK, num_experts)

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import activations
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.utils import logging
 
 from moe_codegen_kernels import ACTIVATIONS, combine, expert_ffn, gather, grouped_gemm, routing_plan
+from moe_codegen_kernels.checks import DEVICES
+
+logger = logging.get_logger(__name__)
 
 NAME = "moe_codegen"
 
@@ -41,8 +45,12 @@ def register_experts_implementation() -> None:
 def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The forward of a transformers experts module: (T, D) in, (T, D) out.
 
-    Parameters are read from the module on every call, since PEFT and bitsandbytes parametrise them.
+    Parameters are read from the module on every call, since PEFT and bitsandbytes parametrise them. Devices without
+    kernels of ours run transformers' default, with one warning.
     """
+    if hidden_states.device.type not in DEVICES:
+        logger.warning_once(f"there are no kernels for {hidden_states.device}; experts run as grouped_mm")
+        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden_states, top_k_index, top_k_weights)
     compute = _fused if why_not_fused(self) is None else _in_parts
     up_name = "gate_up_proj" if self.has_gate else "up_proj"
     up = getattr(self, up_name)

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from moe_codegen_kernels import route
+
 
 class Routing(NamedTuple):
     """What the router decided.
@@ -75,10 +77,7 @@ class TopKRouter(nn.Module):
                 logits_TE = logits_TE + torch.randn_like(logits_TE) * deviation_TE
         if self.language_ids_T is not None:
             logits_TE = self._by_language(logits_TE, self.language_ids_T.to(logits_TE.device))
-        weights_TK, ids_TK = logits_TE.softmax(dim=-1).topk(self.top_k, dim=-1)
-        if self.renormalise:
-            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-        return Routing(logits_TE, weights_TK, ids_TK)
+        return Routing(logits_TE, *route(logits_TE, self.top_k, self.renormalise))
 
     def _by_language(self, logits_TE: torch.Tensor, language_ids_T: torch.Tensor) -> torch.Tensor:
         known_T1 = language_ids_T[:, None] >= 0

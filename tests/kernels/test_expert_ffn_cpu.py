@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_codegen_kernels import ACTIVATIONS, expert_ffn, oracle
+from moe_codegen_kernels import ACTIVATIONS, checks, expert_ffn, oracle
 from moe_codegen_kernels.cpu import layer
 from tests.kernels.problems import (
     LOADS,
@@ -225,6 +225,7 @@ def test_few_tokens(tokens):
         ({"down_bias": torch.zeros(5, 3)}, "down_bias has shape"),
         ({"expert_ids_TK": torch.zeros(9, 2, dtype=torch.int64)}, "weights_TK has shape"),
         ({"up": torch.zeros(5, 40, 24, dtype=torch.bfloat16)}, "use torch.autocast"),
+        ({"up": torch.zeros(5, 40, 24, device="meta")}, "up is on meta and hidden_TD on cpu"),
         ({"hidden_TD": torch.zeros(2, 3, 24)}, "expected \\(tokens, model\\)"),
     ],
 )
@@ -234,6 +235,12 @@ def test_errors_say_what_does_not_fit(change, message):
         setattr(problem, name, value)
     with pytest.raises(ValueError, match=message):
         expert_ffn(*problem.arguments(), activation=problem.activation, gated=problem.gated)
+
+
+def test_a_device_without_kernels_is_named(monkeypatch):
+    monkeypatch.setattr(checks, "DEVICES", ("cuda", "meta"))
+    with pytest.raises(ValueError, match="no kernel for cpu; use one of cuda, meta"):
+        expert_ffn(*make_problem().arguments(), activation="silu", gated=False)
 
 
 def _drop_last_row(plan):

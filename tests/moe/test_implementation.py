@@ -153,6 +153,16 @@ def test_which_experts_are_one_op_and_which_its_parts():
         assert why["MiniMaxM3VLExperts"] == "has a gate function of its own"
 
 
+def test_a_device_without_kernels_runs_the_default_with_a_warning(monkeypatch):
+    said = []
+    monkeypatch.setattr(implementation, "DEVICES", ("cuda",))
+    monkeypatch.setattr(implementation.logger, "warning_once", said.append)
+    model = _build(*FAMILIES[0])
+    eager, ours = (_logits_and_gradients(model, name) for name in ("eager", "moe_codegen"))
+    assert set(said) == {"there are no kernels for cpu; experts run as grouped_mm"}
+    torch.testing.assert_close(ours["logits"], eager["logits"], rtol=1e-4, atol=1e-5)
+
+
 def test_parts_under_autocast():
     experts = next(experts for experts in _built_experts() if type(experts).__name__ == "GptOssExperts")
     hidden_TD, ids_TK, weights_TK = torch.randn(11, 32), torch.rand(11, 4).topk(2).indices, torch.rand(11, 2)

@@ -1,4 +1,7 @@
-"""Routing on the CPU: which experts a token goes to, and the order that puts the rows of one expert together."""
+"""Routing in torch's own operations: which experts a token goes to, and the order that puts an expert's rows together.
+
+Any device without a kernel of its own runs these, too.
+"""
 
 import torch
 from torch import Tensor
@@ -19,7 +22,8 @@ def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Ten
 def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> RoutingPlan:
     """By one stable sort, in few operations: each token waits for them in each layer."""
     sorted_R, order_R = expert_ids_TK.reshape(-1).sort(stable=True)
-    bounds_E = torch.arange(num_experts + 1, dtype=sorted_R.dtype)
+    device = sorted_R.device
+    bounds_E = torch.arange(num_experts + 1, dtype=sorted_R.dtype, device=device)
     offsets_E = torch.searchsorted(sorted_R, bounds_E, out_int32=True)
-    inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(order_R.numel()))
+    inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(order_R.numel(), device=device))
     return RoutingPlan(order_R.int(), inverse_R.int(), offsets_E)
