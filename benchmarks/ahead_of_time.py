@@ -24,6 +24,7 @@ from benchmarks.launch_rules import check_launch
 from benchmarks.shapes import LayerShape
 from moe_codegen_kernels.gpu import layer
 from moe_codegen_kernels.gpu.no_device import driver_without_device
+from moe_codegen_kernels.quantised_weights import BLOCK, STORED, Quantised
 from moe_codegen_kernels.records import RoutingPlan
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu
 
@@ -125,6 +126,27 @@ def compile_layer(architecture: str, shape: LayerShape, tokens: int, dtype: torc
     step = layer_step(architecture, shape, tokens, dtype, trains)
     with compiling_for(architecture) as recorder:
         step()
+    return recorder
+
+
+def compile_quantised_layer(
+    architecture: str, shape: LayerShape, tokens: int, dtype: torch.dtype, bits: int
+) -> Recorder:
+    """What a layer of `bits`-bit weights launches for few tokens: rows in one group of 8 bits, groups of 32 of 4."""
+    gpu = gpu_without_device(architecture)
+
+    def empty(rows: int, columns: int) -> Quantised:
+        stored = torch.empty(shape.experts, rows, columns * bits // 8, dtype=STORED[bits])
+        groups = 1 if bits == 8 else columns // BLOCK
+        return Quantised(stored, torch.empty(shape.experts, rows, groups, dtype=torch.bfloat16))
+
+    plain = shape.weights(dtype, "cpu")
+    experts = plain._replace(up=empty(shape.grown, shape.model), down=empty(shape.model, shape.hidden))
+    hidden_TD = torch.empty(tokens, shape.model, dtype=dtype)
+    ids_TK, weights_TK = torch.empty(tokens, shape.top_k, dtype=torch.int64), torch.empty(tokens, shape.top_k)
+    with compiling_for(architecture) as recorder:
+        out_TD = layer.quantised_expert_ffn(hidden_TD, ids_TK, weights_TK, experts, gpu)
+    assert out_TD is not None, "not read as stored"
     return recorder
 
 

@@ -1,4 +1,4 @@
-"""One expert layer on the CPU with weights of 16, 8 and 4 bits, beside torch's own quantised products and the limit."""
+"""One expert layer with weights of 16, 8 and 4 bits, beside torch's own quantised products for a CPU, and the limit."""
 
 import argparse
 import statistics
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bandwidth import read_bandwidth
+from benchmarks.gpu_clock import limits_of, quantiles_of
 from benchmarks.registry import Result, Row, case
 from benchmarks.shapes import SHAPES, LayerShape
 from moe_codegen_kernels import expert_ffn, quantise_weight, quantised_expert_ffn
@@ -26,24 +27,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 8, 32, 128, 512])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="cuda: up to 64 tokens as a CUDA graph"
+    )
 
 
-@case(
-    "quantised-layer", "an expert layer on the CPU in bf16, int8 and int4, and torch's own int8 and int4", add_options
-)
+@case("quantised-layer", "an expert layer in bf16, int8 and int4, and torch's own int8 and int4 for a CPU", add_options)
 def run(options: argparse.Namespace) -> Result:
     """Each layer in turn for each number of tokens; other experts are chosen each time, so none is in a cache."""
-    shape = SHAPES[options.shape]
-    up, up_bias, down, down_bias, *_ = shape.weights(torch.bfloat16, "cpu")
+    shape, on_gpu = SHAPES[options.shape], options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        return Result([], notes=["--device cuda needs a CUDA GPU and sees none"])
+    up, up_bias, down, down_bias, *_ = shape.weights(torch.bfloat16, options.device)
     for matrix in (up, down):
         matrix.copy_(torch.randn(matrix.shape[1:]) * matrix.shape[-1] ** -0.5)
     for bias in (up_bias, down_bias):
         bias.zero_()
     layers, expert_bytes = _layers(shape, up, up_bias, down, down_bias)
-    bandwidth = read_bandwidth()
+    bandwidth = limits_of("cuda", options.repeats).gigabytes * 1e9 if on_gpu else read_bandwidth()
     rows: list[Row] = []
     for tokens in options.tokens:
-        touched, milliseconds = _measure(shape, layers, tokens, options.repeats)
+        measure = _measure_on_gpu if on_gpu else _measure
+        touched, milliseconds = measure(shape, layers, tokens, options.repeats)
         row: Row = {"tokens": tokens, "experts touched": touched, f"{BFLOAT16} ms": milliseconds[BFLOAT16]}
         for name, taken in milliseconds.items():
             if name != BFLOAT16:
@@ -52,7 +57,7 @@ def run(options: argparse.Namespace) -> Result:
                 row[f"{name} of limit"] = touched * expert_bytes[name] / bandwidth / (taken / 1e3)
         rows.append(row)
     note = f"memory is read at {bandwidth / 1e9:.1f} GB/s; the limit is the bytes of the touched experts over that"
-    return Result(rows, notes=[f"experts in 16 bits: {describe_cpu_path()}", note])
+    return Result(rows, notes=[note] if on_gpu else [f"experts in 16 bits: {describe_cpu_path()}", note])
 
 
 def _layers(
@@ -69,9 +74,10 @@ def _layers(
         name = f"int{bits}" if group in (None, 32) else f"int{bits} in {group}s"
         layers[name] = lambda x, ids, weights, stored=stored: quantised_expert_ffn(x, ids, weights, *stored, **kind)
         expert_bytes[name] = sum(stored[i][0].nbytes for i in (0, 1, 3, 4)) * 1.0
-    layers["torch int8"], layers["torch int4"] = (
-        _torch_layer(shape, _torch_products(w)) for w in ((up, down, 8), (up, down, 4))
-    )
+    if up.device.type == "cpu":
+        layers["torch int8"], layers["torch int4"] = (
+            _torch_layer(shape, _torch_products(w)) for w in ((up, down, 8), (up, down, 4))
+        )
     return layers, expert_bytes
 
 
@@ -123,3 +129,17 @@ def _measure(shape: LayerShape, layers: dict[str, Layer], tokens: int, repeats: 
             layer(hidden_TD, rotated_TK, weights_TK)
             taken[name].append(1e3 * (time.perf_counter() - start))
     return ids_TK.unique().numel(), {name: statistics.median(times[1:]) for name, times in taken.items() if times}
+
+
+def _measure_on_gpu(
+    shape: LayerShape, layers: dict[str, Layer], tokens: int, repeats: int
+) -> tuple[int, dict[str, float]]:
+    """As `_measure`; what is read anew each time is told by other bytes in L2 before each call."""
+    routed = torch.randn(tokens, shape.model, device="cuda").bfloat16(), *shape.routing(tokens, "balanced", "cuda")
+    graph = tokens <= 64  # more are made wide, for which the host asks which experts were chosen
+    with torch.no_grad():
+        milliseconds = {
+            name: quantiles_of(lambda layer=layer: layer(*routed), repeats, "cuda", graph).p50
+            for name, layer in layers.items()
+        }
+    return routed[1].unique().numel(), milliseconds

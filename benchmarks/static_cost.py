@@ -9,6 +9,7 @@ from benchmarks.shapes import SHAPES
 
 GEMMS = ("up_kernel", "linear_kernel", "down_gradient_kernel", "ragged_k_kernel")
 DECODE = ("decode_up_kernel", "decode_down_kernel")
+CALLS = [(16384, 16, GEMMS), *((tokens, bits, DECODE) for bits in (16, 8, 4) for tokens in (8, 64))]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,19 +22,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "kernel-static-cost", "instructions, registers and shared memory of every GEMM's main loop, compiled", add_options
 )
 def run(options: argparse.Namespace) -> Result:
-    """Compile a layer of 16384 tokens (training) and of 8 and 64 (decode), and read their loops."""
+    """Compile a layer of 16384 tokens in training, and of 8 and 64 in decode with each width; read their loops."""
     try:
         import triton
 
-        from benchmarks.ahead_of_time import BYTES_PER_CLOCK, compile_layer, main_loop
+        from benchmarks.ahead_of_time import BYTES_PER_CLOCK, compile_layer, compile_quantised_layer, main_loop
         from moe_codegen_kernels.gpu import decode
     except ModuleNotFoundError:
         return Result([], notes=["needs triton: pip install 'moe-codegen[gpu]'"])
     rows = []
     for architecture in options.architectures:
         for name in options.shapes:
-            for tokens, trains, kernels in ((16384, True, GEMMS), (8, False, DECODE), (64, False, DECODE)):
-                recorder = compile_layer(architecture, SHAPES[name], tokens, torch.bfloat16, trains)
+            for tokens, bits, kernels in CALLS:
+                if bits < 16:
+                    recorder = compile_quantised_layer(architecture, SHAPES[name], tokens, torch.bfloat16, bits)
+                else:
+                    recorder = compile_layer(architecture, SHAPES[name], tokens, torch.bfloat16, kernels == GEMMS)
                 seen = set()
                 for kernel in recorder.kernels.values():
                     if kernel.metadata.name not in kernels:
@@ -42,17 +46,18 @@ def run(options: argparse.Namespace) -> Result:
                     if loop in seen:
                         continue
                     seen.add(loop)
-                    if trains:
+                    if kernels == GEMMS:
                         fraction = loop.issue_fraction(architecture)
                     else:
                         matrices = 2 if loop.kernel == "decode_up_kernel" and SHAPES[name].gated else 1
-                        weight_bytes = matrices * decode.BLOCK_N * decode.BYTES_K[2]
+                        weight_bytes = matrices * decode.BLOCK_N * decode.VALUES_K[2] * bits // 8
                         fraction = loop.issue_clocks / (weight_bytes / BYTES_PER_CLOCK[architecture])
                     rows.append(
                         {
                             "architecture": architecture,
                             "shape": name,
                             "tokens": tokens,
+                            "weight bits": bits,
                             "kernel": loop.kernel.removesuffix("_kernel"),
                             "tensor core": loop.tensor_core,
                             "issue fraction": round(fraction, 3),

@@ -3,8 +3,8 @@
 It computes what `expert_ffn` does on the dequantised weights. The weights are frozen: gradients reach hidden_TD and
 weights_TK, so that adapters elsewhere and the router train; h is computed again in the backward pass.
 
-On the CPU weights are read as they are stored. On other devices the experts that tokens chose are
-made wide again and run by `expert_ffn`: right, and no faster than it.
+Weights are read as they are stored, on the CPU and, for up to 64 tokens, on a GPU. For more tokens there, where the
+products take the time, the experts that tokens chose are made wide again and run by `expert_ffn`.
 
     T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k, g values that share a scale.
 """
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from moe_codegen_kernels import cpu
 from moe_codegen_kernels.checks import check_layer
+from moe_codegen_kernels.gpu_import import gpu_module
 from moe_codegen_kernels.quantised_weights import BITS, Quantised
 from moe_codegen_kernels.records import ExpertWeights
+from moe_codegen_kernels.tiles import gpu_of
 
 FROZEN = [True, True, False, False, False, False]  # gradients of hidden and weights alone
 
@@ -47,7 +49,7 @@ def quantised_expert_ffn(
     experts = (up, up_scales, up_bias, down, down_scales, down_bias)
     for name, stored, scales in (("up", up, up_scales), ("down", down, down_scales)):
         _check_stored(name, stored, scales)
-    check_layer(hidden_TD, expert_ids_TK, weights_TK, _experts(*experts, activation, gated))
+    check_layer(hidden_TD, expert_ids_TK, weights_TK, as_experts(*experts, activation, gated))
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in experts):
         raise ValueError(
             "quantised experts are frozen; set requires_grad=False on their scales and biases, "
@@ -88,17 +90,27 @@ def quantised_expert_ffn_op(
     gated: bool,
 ) -> Tensor:
     """out_TD."""
-    experts = _experts(up, up_scales, up_bias, down, down_scales, down_bias, activation, gated)
+    experts = as_experts(up, up_scales, up_bias, down, down_scales, down_bias, activation, gated)
     out_TD, *_ = cpu.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, experts)
     return out_TD
 
 
 @quantised_expert_ffn_op.register_kernel("cuda")
-def quantised_expert_ffn_wide(
+def quantised_expert_ffn_cuda(
     hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *experts_and_kind: Any
 ) -> Tensor:
-    """The op on a device without a kernel of its own."""
-    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, _experts(*experts_and_kind))
+    """The op on a GPU."""
+    routed, experts = (hidden_TD, expert_ids_TK, weights_TK), as_experts(*experts_and_kind)
+    with torch.cuda.device_of(hidden_TD):
+        out_TD = gpu_module("layer").quantised_expert_ffn(*routed, experts, gpu_of(hidden_TD.device))
+    return expert_ffn_made_wide(*routed, experts) if out_TD is None else out_TD
+
+
+def expert_ffn_made_wide(
+    hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights[Quantised]
+) -> Tensor:
+    """The experts that were chosen, made wide, run by `expert_ffn`."""
+    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, experts)
     out_TD, *_ = torch.ops.moe_codegen.expert_ffn(hidden_TD, touched_ids_TK, weights_TK, *wide, False, False)
     return out_TD
 
@@ -124,18 +136,18 @@ def quantised_expert_ffn_backward_op(
     gated: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden_TD and weights_TK."""
-    experts = _experts(up, up_scales, up_bias, down, down_scales, down_bias, activation, gated)
+    experts = as_experts(up, up_scales, up_bias, down, down_scales, down_bias, activation, gated)
     plan = cpu.routing_plan(expert_ids_TK, up.shape[0])
     d_hidden_TD, d_weights_TK, *_ = cpu.expert_ffn_backward(grad_TD, hidden_TD, weights_TK, experts, None, plan, FROZEN)
     return d_hidden_TD, d_weights_TK
 
 
 @quantised_expert_ffn_backward_op.register_kernel("cuda")
-def quantised_expert_ffn_backward_wide(
+def quantised_expert_ffn_backward_cuda(
     grad_TD: Tensor, hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, *experts_and_kind: Any
 ) -> tuple[Tensor, Tensor]:
-    """The op on a device without a kernel of its own."""
-    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, _experts(*experts_and_kind))
+    """The op on a GPU."""
+    touched_ids_TK, wide = _widen_touched(expert_ids_TK, hidden_TD.dtype, as_experts(*experts_and_kind))
     _, preactivation_RG, *plan = torch.ops.moe_codegen.expert_ffn(
         hidden_TD, touched_ids_TK, weights_TK, *wide, True, True
     )
@@ -153,7 +165,7 @@ def _(
     return hidden_TD.new_empty(hidden_TD.shape), weights_TK.new_empty(weights_TK.shape)
 
 
-def _experts(
+def as_experts(
     up: Tensor,
     up_scales: Tensor,
     up_bias: Tensor | None,

@@ -45,6 +45,10 @@ class Quantised:
         """Of the first dimension: some matrices, or some rows of one."""
         return Quantised(self.stored[index], self.scales[index])
 
+    def contiguous(self) -> "Quantised":
+        """The same, each row's bytes and scales behind those of the one before."""
+        return Quantised(self.stored.contiguous(), self.scales.contiguous())
+
     def to(self, dtype: torch.dtype) -> Tensor:
         """The weights in `dtype`."""
         return dequantise(self.stored, self.scales, dtype)

@@ -15,7 +15,9 @@ def tiny(monkeypatch):
     for benchmark in (expert_layer_cpu, quantised_layer):
         monkeypatch.setattr(benchmark, "read_bandwidth", lambda: 1e10)
     monkeypatch.setattr(expert_layer_cpu, "_peak", lambda dtype, seconds: 1e11)
-    return argparse.Namespace(shape="tiny", tokens=[1, 8], dtypes=["fp32", "bf16"], seconds=0.01, repeats=1, out=None)
+    return argparse.Namespace(
+        shape="tiny", tokens=[1, 8], dtypes=["fp32", "bf16"], seconds=0.01, repeats=1, out=None, device="cpu"
+    )
 
 
 def test_the_layer_in_8_and_4_bits_beside_torchs(tiny):

@@ -4,6 +4,7 @@
 """
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from moe_codegen.moe.implementation import register_experts_implementation
 from moe_codegen_kernels import (
     combine,
     cpu,
+    dequantise,
     expert_ffn,
     gather,
     grouped_gemm,
     grouped_gemm_ragged_k,
     oracle,
+    quantise_weight,
+    quantised_expert_ffn,
     route,
     routing_plan,
 )
@@ -74,6 +78,26 @@ def test_decode(tokens, experts, dtype):
     error = relative_error(expert_ffn(*rounded.arguments(), **kind), truth_TD)
     eager = relative_error(eager_expert_ffn(*rounded.arguments(), **kind), truth_TD)
     assert error <= max(1.5 * eager, torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (8, 64), (4, 32), (4, 128)])
+@pytest.mark.parametrize("tokens", [1, 16, 64, 300])
+def test_quantised_weights(tokens, bits, group, dtype):
+    """The last is more than `decode` takes."""
+    problem = make_problem(tokens, 256, 512, 8, load="sentinels", gated=True)
+    stored = [(*quantise_weight(getattr(problem, name), bits, group),) for name in ("up", "down")]
+    up, down = (dequantise(*pair, torch.float64) for pair in stored)
+    problem = replace(problem, up=up, down=down).on("cuda")
+    kind = {"activation": "gelu_tanh", "gated": True}
+    truth_TD = oracle.expert_ffn(*problem.to(torch.float64, torch.float64).arguments(), **kind)
+    rounded = problem.to(dtype)
+    (up, up_scales), (down, down_scales) = ((x.cuda() for x in pair) for pair in stored)
+    out_TD = quantised_expert_ffn(
+        *rounded.routed(), up, up_scales, rounded.up_bias, down, down_scales, rounded.down_bias, **kind
+    )
+    eager = relative_error(eager_expert_ffn(*rounded.arguments(), **kind), truth_TD)
+    assert relative_error(out_TD, truth_TD) <= max(1.5 * eager, torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("size", SIZES)

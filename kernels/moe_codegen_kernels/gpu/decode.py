@@ -9,8 +9,12 @@ plan, no gather and no sort. Of those that did not choose its expert it reads an
 untouched expert end at once. With fewer routed rows than experts, programs stand for rows instead of experts, and
 the first row of each expert works. y and the sum over parts stay float32.
 
+Weights of 8 or 4 bits (`quantised_weights.py`) cross the bus as they are stored, with the scales of their groups, and
+are made wide in registers. Of 4 bits a byte holds values 16 apart: the low halves meet their values of x in one
+product, the high halves theirs in another.
+
 T tokens (BLOCK_T: power of two >= 16), E experts, K top-k (BLOCK_C: power of two >= K), R = T*K slots, D model,
-F expert hidden, S parts.
+F expert hidden, S parts. BITS of a stored weight, or 0 for one as wide as x; GROUP values of a step share a scale.
 """
 
 import torch
@@ -20,7 +24,8 @@ from torch import Tensor
 
 from moe_codegen_kernels.gpu import OPTIONS
 from moe_codegen_kernels.gpu.epilogues import activate, add_product, bias_of
-from moe_codegen_kernels.records import ExpertWeights
+from moe_codegen_kernels.quantised_weights import BITS
+from moe_codegen_kernels.records import ExpertWeights, Matrices
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, Gpu, precision_of
 
 MOST_TOKENS = {2: 64, 4: 16}  # by element size: 32-bit products run on the plain cores, and spill beyond
@@ -56,34 +61,95 @@ def touched_expert(
     return expert, token_T, is_row_T, slot_T, is_work
 
 
+@triton.jit
+def load_stored(
+    stored_ptr, scales_ptr, column_N, k, N, K, groups,
+    BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Values k .. k + BLOCK_K of some rows of a contiguous (N, K) matrix, as they are stored, and their scales.
+
+    (BLOCK_K, BLOCK_N) where BITS is 0; else bytes as (BLOCK_N, groups of a step, bytes of a group), and the scales of
+    the groups as (BLOCK_N, groups of a step, 1).
+    """
+    is_column_N = column_N < N
+    row_N = column_N.to(tl.int64)
+    if BITS == 0:
+        k_K = k + tl.arange(0, BLOCK_K)
+        mask = (k_K < K)[:, None] & is_column_N[None, :]
+        stored = tl.load(stored_ptr + row_N[None, :] * K + k_K[:, None], mask=mask, other=0.0)
+        scales = stored  # there are none
+    else:
+        J: tl.constexpr = BLOCK_K // GROUP
+        BYTES: tl.constexpr = GROUP * BITS // 8
+        first = k // GROUP if J > 1 else k // (K // groups)
+        row_bytes = K * BITS // 8
+        byte_JB = k * BITS // 8 + BYTES * tl.arange(0, J)[:, None] + tl.arange(0, BYTES)[None, :]
+        mask = is_column_N[:, None, None] & (byte_JB < row_bytes)[None, :, :]
+        stored = tl.load(stored_ptr + row_N[:, None, None] * row_bytes + byte_JB[None, :, :], mask=mask, other=0)
+        group_J = first + tl.arange(0, J)
+        mask = is_column_N[:, None] & (group_J < groups)[None, :]
+        scales = tl.load(scales_ptr + row_N[:, None] * groups + group_J[None, :], mask=mask, other=0.0)[:, :, None]
+    return stored, scales
+
+
+@triton.jit
+def widened(stored, scales, half: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr):
+    """What `load_stored` gave as (values, BLOCK_N) of x's dtype; of 4 bits, every byte's low or high half."""
+    if BITS == 0:
+        weights = stored
+    else:
+        q = stored.to(tl.int32)  # shifts of bytes would take half as many instructions again
+        if BITS == 4:
+            q = q << (28 if half == 0 else 24) >> 28
+        weights = (q.to(tl.float32) * scales.to(tl.float32)).to(dtype)
+        weights = tl.reshape(weights, (stored.shape[0], stored.shape[1] * stored.shape[2])).T
+    return weights
+
+
+@triton.jit
+def load_x(x_ptr, row_T, is_row_T, k, K, half: tl.constexpr, BITS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The values of each token that meet `widened(.., half, ..)`."""
+    if BITS == 4:
+        byte_K = tl.arange(0, BLOCK_K // 2)
+        value_K = k + byte_K // 16 * 32 + byte_K % 16 + 16 * half
+    else:
+        value_K = k + tl.arange(0, BLOCK_K)
+    mask = is_row_T[:, None] & (value_K < K)[None, :]
+    return tl.load(x_ptr + row_T[:, None] * K + value_K[None, :], mask=mask, other=0.0)
+
+
 @triton.jit(do_not_specialize=["T"])
 def decode_up_kernel(
-    x_ptr, ids_ptr, up_ptr, bias_ptr, a_ptr, T, N, K, EXPERTS, stride_x, stride_e, stride_n,
+    x_ptr, ids_ptr, up_ptr, scales_ptr, bias_ptr, a_ptr, T, N, K, EXPERTS, groups, stride_e,
     HAS_BIAS: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr, BY_ROW: tl.constexpr,
-    TOP_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TOP_K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N columns of a_RF (N = F, K = D) for one expert's slots."""
     expert, token_T, is_row_T, slot_T, is_work = touched_expert(ids_ptr, T, EXPERTS, BY_ROW, TOP_K, BLOCK_C, BLOCK_T)
     if not is_work:
         return
     column_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k_K = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + token_T[:, None] * stride_x + k_K[None, :]
-    up_ptrs = up_ptr + expert * stride_e + column_N.to(tl.int64)[None, :] * stride_n + k_K[:, None]
     G: tl.constexpr = 2 if GATED else 1
+    HALVES: tl.constexpr = 2 if BITS == 4 else 1
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    up_ptr += expert * G * stride_e
+    value_ptr = up_ptr + stride_e
+    scales_ptr = scales_ptr + expert * G * N * groups if BITS > 0 else None
+    value_scales_ptr = scales_ptr + tl.cast(N, tl.int64) * groups if BITS > 0 else None
     h = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     value = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
-        is_k_K = k + k_K < K
-        x = tl.load(x_ptrs, mask=is_row_T[:, None] & is_k_K[None, :], other=0.0)
-        mask = is_k_K[:, None] & (column_N < N)[None, :]
-        h = add_product(h, x, tl.load(up_ptrs, mask=mask, other=0.0), PRECISION)
+        gate, gate_scales = load_stored(up_ptr, scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
         if GATED:
-            second = tl.load(up_ptrs + tl.cast(N, tl.int64) * stride_n, mask=mask, other=0.0)
-            value = add_product(value, x, second, PRECISION)
-        x_ptrs += BLOCK_K
-        up_ptrs += BLOCK_K
+            other, other_scales = load_stored(
+                value_ptr, value_scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K
+            )
+        for half in tl.static_range(HALVES):
+            x = load_x(x_ptr, token_T, is_row_T, k, K, half, BITS, BLOCK_K)
+            h = add_product(h, x, widened(gate, gate_scales, half, BITS, dtype), PRECISION)
+            if GATED:
+                value = add_product(value, x, widened(other, other_scales, half, BITS, dtype), PRECISION)
     if HAS_BIAS:
         h += bias_of(bias_ptr, G * expert, column_N, N)
     a = activate(h, ACTIVATION)
@@ -96,10 +162,10 @@ def decode_up_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def decode_down_kernel(
-    a_ptr, ids_ptr, down_ptr, bias_ptr, y_ptr, T, N, K, EXPERTS, stride_e, stride_n,
+    a_ptr, ids_ptr, down_ptr, scales_ptr, bias_ptr, y_ptr, T, N, K, EXPERTS, groups, stride_e,
     HAS_BIAS: tl.constexpr, BY_ROW: tl.constexpr, PARTS: tl.constexpr,
-    TOP_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TOP_K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N columns of y_SRD (N = D, K = F) for one expert's slots and one of PARTS parts of K."""
     expert, _, is_row_T, slot_T, is_work = touched_expert(ids_ptr, T, EXPERTS, BY_ROW, TOP_K, BLOCK_C, BLOCK_T)
@@ -108,18 +174,16 @@ def decode_down_kernel(
     part = tl.program_id(2)
     column_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), PARTS) * BLOCK_K
-    first = part * length
-    k_K = first + tl.arange(0, BLOCK_K)
-    a_ptrs = a_ptr + slot_T[:, None] * K + k_K[None, :]
-    down_ptrs = down_ptr + expert * stride_e + column_N.to(tl.int64)[None, :] * stride_n + k_K[:, None]
+    HALVES: tl.constexpr = 2 if BITS == 4 else 1
+    dtype: tl.constexpr = a_ptr.dtype.element_ty
+    down_ptr += expert * stride_e
+    scales_ptr = scales_ptr + expert * N * groups if BITS > 0 else None
     y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    for k in range(0, length, BLOCK_K):
-        is_k_K = k + k_K < K
-        a = tl.load(a_ptrs, mask=is_row_T[:, None] & is_k_K[None, :], other=0.0)
-        mask = is_k_K[:, None] & (column_N < N)[None, :]
-        y = add_product(y, a, tl.load(down_ptrs, mask=mask, other=0.0), PRECISION)
-        a_ptrs += BLOCK_K
-        down_ptrs += BLOCK_K
+    for k in range(part * length, (part + 1) * length, BLOCK_K):
+        down, scales = load_stored(down_ptr, scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
+        for half in tl.static_range(HALVES):
+            a = load_x(a_ptr, slot_T, is_row_T, k, K, half, BITS, BLOCK_K)
+            y = add_product(y, a, widened(down, scales, half, BITS, dtype), PRECISION)
     if HAS_BIAS:
         y += tl.where(part == 0, bias_of(bias_ptr, expert, column_N, N), 0.0)
     y_ptrs = y_ptr + (part * T * TOP_K + slot_T)[:, None] * N + column_N[None, :]
@@ -147,49 +211,61 @@ def decode_combine_kernel(
 
 
 BLOCK_N = 32  # rows of a weight matrix a program reads: few, so that every processor has several programs
-BYTES_K = {2: 256, 4: 128}  # of each of those rows in one step, by element size: plain cores want short steps
+VALUES_K = {2: 128, 4: 32}  # of each of those rows in one step, by element size: plain cores want short steps
 STAGES = 4
 PROGRAMS_A_PROCESSOR = 8  # are enough to keep memory busy
 MOST_PARTS = 4  # of F in the second product, whose N = D alone may give fewer
 
 
-def serves(tokens: int, top_k: int, element_bytes: int) -> bool:
+def serves(hidden_TD: Tensor, top_k: int, experts: ExpertWeights[Matrices]) -> bool:
     """Whether this path takes a call without gradients."""
-    return 0 < tokens <= MOST_TOKENS.get(element_bytes, 0) and tokens * triton.next_power_of_2(top_k) <= MOST_IDS
+    tokens, element_bytes = hidden_TD.shape[0], hidden_TD.element_size()
+    are_few = 0 < tokens <= MOST_TOKENS.get(element_bytes, 0) and tokens * triton.next_power_of_2(top_k) <= MOST_IDS
+    return are_few and all(_is_readable(matrices, VALUES_K[element_bytes]) for matrices in (experts.up, experts.down))
+
+
+def _is_readable(matrices: Matrices, block_k: int) -> bool:
+    """Whether a step of K lies in one group or holds whole ones."""
+    if isinstance(matrices, Tensor):
+        return True
+    group = matrices.group
+    return group == matrices.shape[-1] or group % block_k == 0 or block_k % group == 0
 
 
 def expert_ffn(
-    hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights[Tensor], gpu: Gpu
+    hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights[Matrices], gpu: Gpu
 ) -> Tensor:
-    """out_TD, in three launches."""
+    """out_TD, in three launches. hidden_TD and the experts are contiguous."""
     (tokens, top_k), (count, model, hidden) = expert_ids_TK.shape, experts.down.shape
     rows = tokens * top_k
     programs, columns = min(rows, count), triton.cdiv(model, BLOCK_N)
     parts = 1
     while parts < MOST_PARTS and programs * columns * parts < PROGRAMS_A_PROCESSOR * gpu.processors:
         parts *= 2
-    bytes_k = BYTES_K[hidden_TD.element_size()]
+    block_k = VALUES_K[hidden_TD.element_size()]
     common = {"TOP_K": top_k, "BLOCK_C": triton.next_power_of_2(top_k), **OPTIONS}
     gemm = common | {
         "BY_ROW": rows < count,
         "PRECISION": precision_of(hidden_TD.dtype),
         "BLOCK_T": max(16, triton.next_power_of_2(tokens)),
         "BLOCK_N": BLOCK_N,
-        "BLOCK_K": bytes_k // hidden_TD.element_size(),
     }
     a_RF = hidden_TD.new_empty(rows, hidden)
+    up, up_scales, up_kind = _as_read(experts.up, block_k)
+    matrices = 2 if experts.gated else 1
     decode_up_kernel[(programs, triton.cdiv(hidden, BLOCK_N))](
-        hidden_TD, expert_ids_TK, experts.up, experts.up_bias, a_RF, tokens, hidden, model, count,
-        hidden_TD.stride(0), experts.up.stride(0), experts.up.stride(1),
+        hidden_TD, expert_ids_TK, up, up_scales, experts.up_bias, a_RF, tokens, hidden, model, count,
+        1 if up_scales is None else up_scales.shape[-1], up.stride(0) // matrices,
         HAS_BIAS=experts.up_bias is not None, GATED=experts.gated, ACTIVATION=experts.activation,
-        num_stages=_stages(gemm["BLOCK_T"], 2 if experts.gated else 1, bytes_k, gpu), **gemm,
+        num_stages=_stages(gemm["BLOCK_T"], hidden_TD.element_size(), matrices, up_kind, gpu), **up_kind, **gemm,
     )  # fmt: skip
     y_SRD = torch.empty(parts, rows, model, dtype=torch.float32, device=hidden_TD.device)
+    down, down_scales, down_kind = _as_read(experts.down, block_k)
     decode_down_kernel[(programs, columns, parts)](
-        a_RF, expert_ids_TK, experts.down, experts.down_bias, y_SRD, tokens, model, hidden, count,
-        experts.down.stride(0), experts.down.stride(1),
+        a_RF, expert_ids_TK, down, down_scales, experts.down_bias, y_SRD, tokens, model, hidden, count,
+        1 if down_scales is None else down_scales.shape[-1], down.stride(0),
         HAS_BIAS=experts.down_bias is not None, PARTS=parts,
-        num_stages=_stages(gemm["BLOCK_T"], 1, bytes_k, gpu), **gemm,
+        num_stages=_stages(gemm["BLOCK_T"], hidden_TD.element_size(), 1, down_kind, gpu), **down_kind, **gemm,
     )  # fmt: skip
     out_TD = torch.empty_like(hidden_TD)
     decode_combine_kernel[(tokens, triton.cdiv(model, 256))](
@@ -198,12 +274,24 @@ def expert_ffn(
     return out_TD
 
 
-def _stages(block_t: int, matrices: int, bytes_k: int, gpu: Gpu) -> int:
-    """As many loads ahead as fit, each of `bytes_k` of every row of x and of the matrices.
+def _as_read(matrices: Matrices, block_k: int) -> tuple[Tensor, Tensor | None, dict[str, int]]:
+    """The tensor a kernel reads, the scales, and what it has to know of both."""
+    if isinstance(matrices, Tensor):
+        return matrices, None, {"BITS": 0, "GROUP": 0, "BLOCK_K": block_k}
+    is_row = matrices.group == matrices.shape[-1]  # one group, wherever it ends
+    group = block_k if is_row else min(matrices.group, block_k)
+    kind = {"BITS": BITS[matrices.stored.dtype], "GROUP": group, "BLOCK_K": block_k}
+    return matrices.stored.view(torch.int8), matrices.scales, kind
+
+
+def _stages(block_t: int, element_bytes: int, matrices: int, kind: dict[str, int], gpu: Gpu) -> int:
+    """As many loads ahead as fit, each of a step of every row of x and of the matrices.
 
     Triton keeps one buffer less than it has stages; where the product is asynchronous and reads them itself, all of
     them, and then two programs are to fit.
     """
-    room, buffer = SHARED_MEMORY_LIMIT[gpu.architecture], (block_t + matrices * BLOCK_N) * bytes_k
+    bits = kind["BITS"] or 8 * element_bytes
+    room = SHARED_MEMORY_LIMIT[gpu.architecture]
+    buffer = (block_t * element_bytes + matrices * BLOCK_N * bits // 8) * kind["BLOCK_K"]
     is_asynchronous = block_t >= 64 and gpu.architecture in ("sm_90", "sm_100")
     return min(STAGES, room // 2 // buffer if is_asynchronous else room // buffer + 1)

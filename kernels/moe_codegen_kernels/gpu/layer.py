@@ -11,6 +11,7 @@ T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k
 """
 
 from types import ModuleType
+from typing import Any
 
 import torch
 import triton
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from moe_codegen_kernels.gpu import decode, pointer, rows, tma
 from moe_codegen_kernels.gpu.routing import routing_plan, tile_schedule
+from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.records import ExpertWeights, RoutingPlan
 from moe_codegen_kernels.routing import no_plan
 from moe_codegen_kernels.tiles import Gpu, choose
@@ -38,7 +40,7 @@ def expert_ffn(
     hidden_TD, expert_ids_TK, weights_TK = (x.contiguous() for x in (hidden_TD, expert_ids_TK, weights_TK))
     experts = _contiguous(experts)
     num_rows, top_k = expert_ids_TK.numel(), expert_ids_TK.shape[1]
-    if not trains and decode.serves(hidden_TD.shape[0], top_k, hidden_TD.element_size()):
+    if not trains and decode.serves(hidden_TD, top_k, experts):
         out_TD = decode.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, experts, gpu)
         return out_TD, hidden_TD.new_empty(0), *no_plan(expert_ids_TK)
 
@@ -53,6 +55,16 @@ def expert_ffn(
     y_RD = gemms.linear(a_RF, experts.down, experts.down_bias, schedule, bucket.linear)
     out_TD = rows.combine(y_RD, weights_TK, inverse_R.view(expert_ids_TK.shape), offsets_E)
     return out_TD, h_RG, *(plan if trains else no_plan(expert_ids_TK))
+
+
+def quantised_expert_ffn(
+    hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights[Quantised], gpu: Gpu
+) -> Tensor | None:
+    """out_TD from weights as they are stored; None where `decode` does not serve."""
+    if not decode.serves(hidden_TD, expert_ids_TK.shape[1], experts):
+        return None
+    hidden_TD, expert_ids_TK, weights_TK = (x.contiguous() for x in (hidden_TD, expert_ids_TK, weights_TK))
+    return decode.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, _contiguous(experts), gpu)
 
 
 def expert_ffn_backward(
@@ -122,7 +134,7 @@ def expert_ffn_backward(
     return d_hidden, d_weights, d_up, d_up_bias, d_down, d_down_bias
 
 
-def _contiguous(experts: ExpertWeights[Tensor]) -> ExpertWeights[Tensor]:
+def _contiguous(experts: ExpertWeights[Any]) -> ExpertWeights[Any]:
     up, up_bias, down, down_bias, activation, gated = experts
     up_bias, down_bias = (None if bias is None else bias.contiguous() for bias in (up_bias, down_bias))
     return ExpertWeights(up.contiguous(), up_bias, down.contiguous(), down_bias, activation, gated)

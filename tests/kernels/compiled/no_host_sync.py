@@ -10,6 +10,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks.ahead_of_time import gpu_without_device
 from benchmarks.shapes import LayerShape
 from moe_codegen_kernels.gpu import layer, parts, routing
+from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.records import RoutingPlan
 
 SMALL = LayerShape("small", 128, 256, 4, 2, "gelu_tanh", gated=False, bias=True)
@@ -49,6 +50,9 @@ def test_no_host_synchronisation(fake_gpu, architecture, tokens):
     weights_TK, ids_TK = routing.route(logits_TE, SMALL.top_k, True)
     experts = SMALL.weights(torch.bfloat16, "fakegpu")
     layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, False, False, gpu)
+    stored = (torch.empty_like(matrices, dtype=torch.int8) for matrices in (experts.up, experts.down))
+    up, down = (Quantised(x, x.new_empty(*x.shape[:2], 1, dtype=torch.bfloat16)) for x in stored)
+    layer.quantised_expert_ffn(hidden_TD, ids_TK, weights_TK, experts._replace(up=up, down=down), gpu)
     _, h_RG, *plan = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, True, True, gpu)
     layer.expert_ffn_backward(hidden_TD, hidden_TD, weights_TK, experts, h_RG, RoutingPlan(*plan), [True] * 6, gpu)
     assert "ragged_k_kernel" in fake_gpu

@@ -10,7 +10,7 @@ import pytest
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from benchmarks.ahead_of_time import compile_layer, compiling_for, gpu_without_device
+from benchmarks.ahead_of_time import compile_layer, compile_quantised_layer, compiling_for, gpu_without_device
 from benchmarks.launch_rules import check_launch, tensor_map_faults
 from benchmarks.shapes import SHAPES, LayerShape
 from moe_codegen_kernels.gpu import parts, routing, tma
@@ -39,6 +39,12 @@ def test_the_pointer_path_gathers_as_it_loads():
 @pytest.mark.parametrize("tokens", [1, 64])
 def test_decode_is_three_launches(tokens):
     names = _names(compile_layer("sm_90", SMALL, tokens, torch.bfloat16, trains=False))
+    assert names == ["decode_up", "decode_down", "decode_combine"]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_decode_of_quantised_weights_is_as_many(bits):
+    names = _names(compile_quantised_layer("sm_90", SMALL, 8, torch.bfloat16, bits))
     assert names == ["decode_up", "decode_down", "decode_combine"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 
-from benchmarks.ahead_of_time import compile_layer, gpu_without_device, main_loop
+from benchmarks.ahead_of_time import compile_layer, compile_quantised_layer, gpu_without_device, main_loop
 from benchmarks.shapes import SHAPES
 from moe_codegen_kernels.gpu import decode
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, buckets_of
@@ -126,4 +126,24 @@ def test_decode_fits_and_loads_ahead(architecture, dtype, few):
             loop = main_loop(kernel)
             assert loop.stack == 0
             if loop.tensor_core.startswith("HMMA"):  # the loops that main_loop can follow
+                assert loop.copies > 0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [(a, dtype) for a in SHARED_MEMORY_LIMIT for dtype in (torch.bfloat16, torch.float32)]
+    if VERIFY_ALL
+    else [("sm_90", torch.bfloat16), ("sm_89", torch.bfloat16)],
+)
+def test_decode_of_quantised_weights_fits_and_loads_ahead(architecture, dtype, few, bits):
+    tokens = 1 if few else decode.MOST_TOKENS[dtype.itemsize]
+    recorder = compile_quantised_layer(architecture, SHAPES["mixtral-8x7b"], tokens, dtype, bits)
+    for kernel in recorder.kernels.values():
+        assert kernel.metadata.shared <= SHARED_MEMORY_LIMIT[architecture]
+        if not architecture.startswith("gfx") and kernel.metadata.name != "decode_combine_kernel":
+            loop = main_loop(kernel)
+            assert loop.stack <= (0 if few else 16)  # of 64 tokens, where the processor multiplies in registers
+            if loop.tensor_core.startswith("HMMA"):
                 assert loop.copies > 0

@@ -1,4 +1,4 @@
-"""quantised_expert_ffn on the CPU, compiled and not, and the way other devices take, against the oracle."""
+"""quantised_expert_ffn on the CPU, compiled and not, and what a GPU does for many tokens, against the oracle."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ import torch
 
 from moe_codegen_kernels import ACTIVATIONS, oracle, quantise_weight, quantised_expert_ffn
 from moe_codegen_kernels.cpu import compiled
-from moe_codegen_kernels.quantised import quantised_expert_ffn_backward_wide, quantised_expert_ffn_wide
+from moe_codegen_kernels.quantised import as_experts, expert_ffn_made_wide, quantised_expert_ffn_backward_cuda
 from tests.kernels.problems import LOADS, Problem, make_problem, relative_error
 
 FORMATS = [(8, None), (8, 32), (4, 32), (4, 64)]
@@ -112,18 +112,18 @@ def test_a_layer_large_enough_for_threads_gives_the_same_bits_on_any_number_of_t
 
 
 def wide_path(*arguments, activation, gated):
-    """The kernels that CUDA runs, on CPU tensors."""
+    """What a GPU runs for many tokens and in the backward pass, on CPU tensors."""
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, hidden_TD, ids_TK, weights_TK):
             ctx.save_for_backward(hidden_TD, ids_TK, weights_TK)
-            return quantised_expert_ffn_wide(hidden_TD, ids_TK, weights_TK, *arguments[3:], activation, gated)
+            return expert_ffn_made_wide(hidden_TD, ids_TK, weights_TK, as_experts(*arguments[3:], activation, gated))
 
         @staticmethod
         def backward(ctx, grad_TD):
             hidden_TD, ids_TK, weights_TK = ctx.saved_tensors
-            d_hidden, d_weights = quantised_expert_ffn_backward_wide(
+            d_hidden, d_weights = quantised_expert_ffn_backward_cuda(
                 grad_TD, hidden_TD, ids_TK, weights_TK, *arguments[3:], activation, gated
             )
             return d_hidden, None, d_weights
@@ -132,7 +132,7 @@ def wide_path(*arguments, activation, gated):
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_the_way_of_other_devices_gives_the_same(load):
+def test_experts_made_wide_give_the_same(load):
     check(make(4, 32, load=load), wide_path)
     check(make(8, None, load=load, gated=True), wide_path)
 

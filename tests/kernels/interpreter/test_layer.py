@@ -2,12 +2,15 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
+from moe_codegen_kernels import quantise_weight
 from moe_codegen_kernels.gpu import decode, layer, pointer, tma
 from moe_codegen_kernels.gpu.routing import Schedule
+from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.records import RoutingPlan
 from moe_codegen_kernels.tiles import Tile
 from tests.kernels.interpreter.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
@@ -103,6 +106,35 @@ def test_decode(load, gated, experts):
     out_TD, *kept = layer.expert_ffn(*rounded.routed(), rounded.experts(), False, False, GPU)
     assert all(x.numel() == 0 for x in kept)
     assert relative_error(out_TD, truth_TD) <= 1.5 * relative_error(eager_TD, truth_TD)
+
+
+QUANTISED = [(8, None, 24, 40), (8, 32, 160, 32), (8, 256, 512, 256), (4, None, 96, 160), (4, 64, 192, 64)]
+
+
+def _quantised(problem, bits, group):
+    """The experts as stored, and the same problem with the weights that these stand for."""
+    up, down = (Quantised(*quantise_weight(matrices, bits, group)) for matrices in (problem.up, problem.down))
+    stored = problem.to(torch.float16).experts()._replace(up=up, down=down)
+    return stored, replace(problem, up=up.to(torch.float64), down=down.to(torch.float64))
+
+
+@pytest.mark.parametrize(("gated", "experts"), [(False, 4), (True, 9)])  # fewer and more than routed rows
+@pytest.mark.parametrize(("bits", "group", "model", "hidden"), QUANTISED)
+def test_decode_of_quantised_weights(bits, group, model, hidden, gated, experts):
+    """One group a row, several in a step of K, and several steps in a group; rows that end within a step."""
+    stored, problem = _quantised(make_problem(3, model, hidden, experts, load="sentinels", gated=gated), bits, group)
+    truth_TD = oracle.expert_ffn(*problem.arguments(), activation="gelu_tanh", gated=gated)
+    rounded = problem.to(torch.float16)
+    eager_TD = eager_expert_ffn(*rounded.arguments(), activation="gelu_tanh", gated=gated)
+    out_TD = layer.quantised_expert_ffn(*rounded.routed(), stored, GPU)
+    assert relative_error(out_TD, truth_TD) <= 1.5 * relative_error(eager_TD, truth_TD)
+
+
+def test_decode_leaves_what_it_cannot_read():
+    """A group that no step of K holds whole, and more tokens than it takes."""
+    for tokens, group in ((7, 96), (65, 32)):
+        stored, problem = _quantised(make_problem(tokens, 192, 192), 4, group)
+        assert layer.quantised_expert_ffn(*problem.to(torch.float16).routed(), stored, GPU) is None
 
 
 def test_decode_takes_over_only_where_it_serves(monkeypatch):

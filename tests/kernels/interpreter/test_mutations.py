@@ -1,12 +1,15 @@
 """A kernel that is wrong in one line must fail the check that the right one passes."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from moe_codegen_kernels import quantise_weight
 from moe_codegen_kernels.gpu import decode, layer, pointer, rows, tma
+from moe_codegen_kernels.quantised_weights import Quantised
 from tests.kernels.interpreter.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
 from tests.kernels.problems import check_against_oracle, make_problem, oracle, relative_error
 
@@ -67,7 +70,8 @@ def test_the_check_sees(monkeypatch, tmp_path, module, right, wrong):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("is_k_K = k + k_K < K", "is_k_K = k + k_K < K - 1"),
+        ("(k_K < K)[:, None] &", "(k_K < K - 1)[:, None] &"),
+        ("(value_K < K)[None, :]", "(value_K < K - 1)[None, :]"),
         ("slot_T, BLOCK_T * TOP_K)) == tl.program_id(0)", "slot_T, BLOCK_T * TOP_K)) < tl.program_id(0)"),
         ("(part * T * TOP_K + slot) * N", "(part * T * TOP_K + token) * N"),
         ("tl.where(part == 0, bias_of(bias_ptr, expert, column_N, N), 0.0)", "bias_of(bias_ptr, expert, column_N, N)"),
@@ -77,11 +81,31 @@ def test_the_check_sees(monkeypatch, tmp_path, module, right, wrong):
 )
 def test_decode_mutations(tmp_path, right, wrong):
     problem = make_problem(tokens=3, experts=9, gated=True).to(torch.float16)
+    _check_decode_sees(problem, problem.experts(), _mutated(decode, right, wrong, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("byte_K // 16 * 32", "byte_K // 32 * 64"),
+        ("28 if half == 0 else 24", "24 if half == 0 else 28"),
+        ("k // GROUP if J > 1 else", "0 if J > 1 else"),
+        ("first + tl.arange(0, J)", "first + 0 * tl.arange(0, J)"),
+        ("scales_ptr + tl.cast(N, tl.int64) * groups", "scales_ptr + tl.cast(N - 1, tl.int64) * groups"),
+        ("(byte_JB < row_bytes)[None, :, :]", "(byte_JB < row_bytes - 1)[None, :, :]"),
+    ],
+)
+def test_quantised_decode_mutations(tmp_path, right, wrong):
+    problem = make_problem(tokens=2, model=160, hidden=32, experts=5, gated=True)
+    up, down = (Quantised(*quantise_weight(matrices, 4, 32)) for matrices in (problem.up, problem.down))
+    problem = replace(problem, up=up.to(torch.float64), down=down.to(torch.float64)).to(torch.float16)
+    _check_decode_sees(problem, problem.experts()._replace(up=up, down=down), _mutated(decode, right, wrong, tmp_path))
+
+
+def _check_decode_sees(problem, experts, mutant):
     truth_TD = oracle.expert_ffn(*problem.to(torch.float64).arguments(), activation="gelu_tanh", gated=True)
-    error = {
-        module: relative_error(module.expert_ffn(*problem.routed(), problem.experts(), GPU), truth_TD)
-        for module in (decode, _mutated(decode, right, wrong, tmp_path))
-    }
-    right_error, wrong_error = error.values()
+    right_error, wrong_error = (
+        relative_error(module.expert_ffn(*problem.routed(), experts, GPU), truth_TD) for module in (decode, mutant)
+    )
     assert right_error < 1e-3
     assert wrong_error > 1e-2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_codegen_kernels import grouped, routing, rows
+from moe_codegen_kernels import grouped, quantise_weight, quantised, routing, rows
 from moe_codegen_kernels.expert_ffn import expert_ffn_backward_cuda, expert_ffn_cuda
 from tests.kernels.interpreter.gpu_path import GPU, use_tiles
 from tests.kernels.problems import make_problem
@@ -12,7 +12,7 @@ from tests.kernels.problems import make_problem
 @pytest.fixture(autouse=True)
 def _gpu(monkeypatch):
     use_tiles(monkeypatch, "tma")
-    for module in (expert_ffn_cuda.__globals__, vars(grouped)):
+    for module in (expert_ffn_cuda.__globals__, vars(grouped), vars(quantised)):
         monkeypatch.setitem(module, "gpu_of", lambda device: GPU)
 
 
@@ -43,6 +43,14 @@ def test_parts():
     _close([rows.combine_cuda(*combined)], [out_TN])
     backward = (out_TN, *combined[:2], order_R, offsets_E)
     _close(rows.combine_backward_cuda(*backward), torch.ops.moe_codegen.combine_backward(*backward))
+
+
+@pytest.mark.parametrize("tokens", [20, 65])
+def test_quantised_expert_ffn(tokens):
+    problem = make_problem(tokens, model=64, hidden=96).to(torch.float32)
+    up, down = quantise_weight(problem.up, 8), quantise_weight(problem.down, 8)
+    arguments = (*problem.routed(), *up, problem.up_bias, *down, problem.down_bias, "silu", False)
+    _close([quantised.quantised_expert_ffn_cuda(*arguments)], [torch.ops.moe_codegen.quantised_expert_ffn(*arguments)])
 
 
 @pytest.mark.parametrize("recompute", [False, True])
