@@ -98,7 +98,7 @@ def test_grouped_gemm_ragged_k():
 
 def test_combine():
     rows_RD, plan = _rows()
-    weights_TK = torch.randn(7, 3, dtype=torch.float64)
+    weights_TK = torch.randn(3, 7, dtype=torch.float64).T  # in another order than results have
     rows_RD[plan.offsets_E[-1] :] = float("nan")  # rows of no expert may hold anything
     truth_TD = oracle.combine(rows_RD, weights_TK, plan.inverse_R, plan.offsets_E)
     torch.testing.assert_close(combine(rows_RD, weights_TK, plan), truth_TD)

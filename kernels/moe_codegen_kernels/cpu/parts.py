@@ -55,7 +55,8 @@ def combine_backward(
     routed, sums = int(offsets_E[-1]), wide(rows_RD.dtype)
     slots, top_k = order_R[:routed].long(), weights_TK.shape[1]
     grad_RD = grad_TD.index_select(0, slots // top_k).to(sums)
-    d_rows_RD, d_weights_TK = torch.zeros_like(rows_RD), torch.zeros_like(weights_TK)
+    d_rows_RD, d_weights_TK = rows_RD.new_empty(rows_RD.shape), weights_TK.new_zeros(weights_TK.shape)
+    d_rows_RD[routed:] = 0
     d_rows_RD[:routed] = grad_RD * weights_TK.flatten()[slots, None]
     d_weights_TK.view(-1)[slots] = (grad_RD * rows_RD[:routed]).sum(dim=-1).to(weights_TK.dtype)
     return d_rows_RD, d_weights_TK

@@ -107,15 +107,15 @@ def widened(stored, scales, half: tl.constexpr, BITS: tl.constexpr, dtype: tl.co
 
 
 @triton.jit
-def load_x(x_ptr, row_T, is_row_T, k, K, half: tl.constexpr, BITS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The values of each token that meet `widened(.., half, ..)`."""
+def load_rows(rows_ptr, row_T, is_row_T, k, K, half: tl.constexpr, BITS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The values of each token's row, from `k` on, that meet the weights of `widened`."""
     if BITS == 4:
         byte_K = tl.arange(0, BLOCK_K // 2)
         value_K = k + byte_K // 16 * 32 + byte_K % 16 + 16 * half
     else:
         value_K = k + tl.arange(0, BLOCK_K)
     mask = is_row_T[:, None] & (value_K < K)[None, :]
-    return tl.load(x_ptr + row_T[:, None] * K + value_K[None, :], mask=mask, other=0.0)
+    return tl.load(rows_ptr + row_T[:, None] * K + value_K[None, :], mask=mask, other=0.0)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -140,16 +140,16 @@ def decode_up_kernel(
     h = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     value = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
-        gate, gate_scales = load_stored(up_ptr, scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
+        stored, scales = load_stored(up_ptr, scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
         if GATED:
-            other, other_scales = load_stored(
+            value_stored, value_scales = load_stored(
                 value_ptr, value_scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K
             )
         for half in tl.static_range(HALVES):
-            x = load_x(x_ptr, token_T, is_row_T, k, K, half, BITS, BLOCK_K)
-            h = add_product(h, x, widened(gate, gate_scales, half, BITS, dtype), PRECISION)
+            x = load_rows(x_ptr, token_T, is_row_T, k, K, half, BITS, BLOCK_K)
+            h = add_product(h, x, widened(stored, scales, half, BITS, dtype), PRECISION)
             if GATED:
-                value = add_product(value, x, widened(other, other_scales, half, BITS, dtype), PRECISION)
+                value = add_product(value, x, widened(value_stored, value_scales, half, BITS, dtype), PRECISION)
     if HAS_BIAS:
         h += bias_of(bias_ptr, G * expert, column_N, N)
     a = activate(h, ACTIVATION)
@@ -180,10 +180,10 @@ def decode_down_kernel(
     scales_ptr = scales_ptr + expert * N * groups if BITS > 0 else None
     y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for k in range(part * length, (part + 1) * length, BLOCK_K):
-        down, scales = load_stored(down_ptr, scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
+        stored, scales = load_stored(down_ptr, scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
         for half in tl.static_range(HALVES):
-            a = load_x(a_ptr, slot_T, is_row_T, k, K, half, BITS, BLOCK_K)
-            y = add_product(y, a, widened(down, scales, half, BITS, dtype), PRECISION)
+            a = load_rows(a_ptr, slot_T, is_row_T, k, K, half, BITS, BLOCK_K)
+            y = add_product(y, a, widened(stored, scales, half, BITS, dtype), PRECISION)
     if HAS_BIAS:
         y += tl.where(part == 0, bias_of(bias_ptr, expert, column_N, N), 0.0)
     y_ptrs = y_ptr + (part * T * TOP_K + slot_T)[:, None] * N + column_N[None, :]
