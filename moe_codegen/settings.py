@@ -37,6 +37,12 @@ def settings_from(settings_class: type[S], values: Mapping[str, Any], where: str
     return settings_class(**checked)
 
 
+def check_types(settings: Any, hints: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for the first of these fields, name -> type, whose value is of another type."""
+    for name, hint in hints.items():
+        _of_type(hint, getattr(settings, name), name)
+
+
 def check_between(settings: Any, low: float, high: float, *names: str, open_ended: bool = False) -> None:
     """Raises `ConfigError` for the first of these fields that is given and not between the bounds.
 
@@ -83,16 +89,23 @@ def _as_json(value: Any, *, is_path: bool) -> Any:
 def _of_type(hint: Any, value: Any, what: str) -> Any:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _of_type(next(part for part in parts if part is not type(None)), value, what)
+        if value is None and type(None) in parts:
+            return None
+        hints = [part for part in parts if part is not type(None)]
+        if len(hints) > 1:
+            hints = [part for part in hints if isinstance(value, typing.get_origin(part) or part)]
+        if not hints:
+            raise ConfigError(f"{what} should be of type {hint}, found {value!r}")
+        return _of_type(hints[0], value, what)
     if origin is typing.Literal:
         if value not in parts:
             raise ConfigError(f"{what} should be one of {', '.join(map(str, parts))}, found {value!r}")
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{what} should be a list, found {value!r}")
-        return tuple(_of_type(parts[0], one, what) for one in value)
-    if origin is Mapping:
+        return origin(_of_type(parts[0], one, what) for one in value)
+    if origin in (Mapping, dict):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{what} should be a table of NAME = VALUE, found {value!r}")
         return {key: _of_type(parts[1], one, f"{what}, at `{key}`,") for key, one in value.items()}

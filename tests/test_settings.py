@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.settings import as_record, setting, settings_from
+from moe_codegen.settings import as_record, check_types, setting, settings_from
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,22 @@ def test_a_record_has_the_name_of_a_folder_and_the_whole_of_a_hub_id(tmp_path):
 
 def test_two_settings_share_no_mapping():
     assert Settings().folders is not Settings().folders
+
+
+@dataclass
+class Either:
+    layers: str | list[int] = "all"
+
+
+@pytest.mark.parametrize("layers", ["all", [0, 2]])
+def test_a_field_may_be_of_either_of_two_types(layers):
+    check_types(Either(layers), Either.__annotations__)
+
+
+@pytest.mark.parametrize("layers", [3, None, ["0"]])
+def test_a_field_of_neither_type_is_refused(layers):
+    with pytest.raises(ConfigError, match="layers should be of type"):
+        check_types(Either(layers), Either.__annotations__)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from moe_codegen.architectures import ARCHITECTURES, MIXTURE_PREFIX, Architectur
 from moe_codegen.checkpoint import refuse_adapters
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling.auto_map import MODULE, auto_map_of, module_of
+from moe_codegen.settings import check_types
 
 
 class MoEConfig(PreTrainedConfig):
@@ -82,10 +83,10 @@ class MoEConfig(PreTrainedConfig):
             raise ConfigError(f"{type(self).__name__} is of the family {self.architecture.family}, not {family}")
         if self.moe_intermediate_size is None:
             self.moe_intermediate_size = self.architecture.ffn.width_of(self)
-        if self.moe_layers is not None:
-            self.moe_layers = sorted(self.moe_layers)
         self.auto_map = auto_map_of(self.architecture.class_prefix)
         self.check()
+        if self.moe_layers is not None:
+            self.moe_layers = sorted(self.moe_layers)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "MoEConfig":
@@ -158,9 +159,12 @@ class MoEConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise ConfigError unless the fields hold together; a model checks again, for fields can be set."""
+        check_types(self, FIELD_TYPES)
         experts, top_k = self.num_experts, self.num_experts_per_tok
         if experts < 1:
             raise ConfigError(f"num_experts={experts}: a mixture needs at least one expert")
+        if self.moe_intermediate_size is not None and self.moe_intermediate_size < 1:
+            raise ConfigError(f"moe_intermediate_size={self.moe_intermediate_size}: an expert needs at least one unit")
         if not 1 <= top_k <= experts:
             raise ConfigError(
                 f"num_experts_per_tok={top_k} must lie between 1 and num_experts={experts}; lower it or add experts"
@@ -176,7 +180,7 @@ class MoEConfig(PreTrainedConfig):
             raise ConfigError(f"router_jitter_noise={self.router_jitter_noise} must lie between 0 and 1, such as 0.01")
         if not 0 <= self.shared_expert_weight <= 1:
             raise ConfigError(f"shared_expert_weight={self.shared_expert_weight} must lie between 0 and 1")
-        layers = self.sparse_layers
+        layers = sorted(self.sparse_layers)
         if not layers or len(set(layers)) < len(layers) or not 0 <= layers[0] <= layers[-1] < self.num_hidden_layers:
             raise ConfigError(
                 f"moe_layers={layers} must name different layers between 0 and {self.num_hidden_layers - 1}, "
@@ -191,10 +195,11 @@ class MoEConfig(PreTrainedConfig):
         if self.router_logit_scale < 0:
             raise ConfigError(f"router_logit_scale={self.router_logit_scale} must be 0 or positive, such as 1.0")
         self._check_language_routing()
-        if self.expert_names is not None and len(self.expert_names) * split != experts:
-            raise ConfigError(
-                f"{len(self.expert_names)} expert_names for {experts // split} experts; give one for each"
-            )
+        names = self.expert_names
+        if names is not None and len(names) * split != experts:
+            raise ConfigError(f"{len(names)} expert_names for {experts // split} experts; give one for each")
+        if names is not None and len(set(names)) < len(names):
+            raise ConfigError(f"expert_names={names} call two experts alike; give each a name of its own")
 
     def _check_language_routing(self) -> None:
         kind = self.language_routing
@@ -210,6 +215,14 @@ class MoEConfig(PreTrainedConfig):
                 "language_routing='oracle' gives a token one expert, so num_experts_per_tok="
                 f"{self.num_experts_per_tok} must be {self.expert_granularity}, the expert_granularity"
             )
+
+
+# Of what a mixture adds to its family's fields, which transformers checks; a field of few values is judged in `check`.
+FIELD_TYPES = {
+    name: hint
+    for name, hint in MoEConfig.__annotations__.items()
+    if name not in ("architecture", "router_type", "language_routing")
+}
 
 
 def config_class_of(family: str) -> type[MoEConfig]:

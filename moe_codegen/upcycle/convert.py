@@ -126,7 +126,7 @@ def upcycle(
     options = UpcycleOptions(
         num_experts=_num_experts(num_experts, sources, granularity),
         top_k=top_k,
-        layers=layers if isinstance(layers, str) else list(layers),
+        layers=list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else layers,
         granularity=granularity,
         shared_expert=shared_expert,
         renormalise=renormalise,
@@ -177,14 +177,14 @@ def upcycle(
 
 
 def _num_workers(asked: int | None) -> int:
-    if asked is not None and asked < 1:
-        raise ConfigError(f"workers={asked} must be at least 1; leave it out for one per core")
+    if asked is not None and not (isinstance(asked, int) and asked >= 1):
+        raise ConfigError(f"workers={asked!r} must be at least 1 and whole; leave it out for one per core")
     return asked or min(4, os.cpu_count() or 1)
 
 
 def _num_experts(asked: int | None, sources: Sources, granularity: int) -> int:
-    if granularity < 1:
-        raise ConfigError(f"granularity={granularity} must be at least 1, which splits nothing")
+    if not (isinstance(granularity, int) and granularity >= 1):
+        raise ConfigError(f"granularity={granularity!r} must be at least 1 and whole; 1 splits nothing")
     if not sources.experts:
         return DEFAULT_NUM_EXPERTS * granularity if asked is None else asked
     given = len(sources.experts) * granularity
@@ -228,7 +228,7 @@ def _fingerprint(sources: Sources, options: UpcycleOptions, texts: Mapping[str, 
     return {
         # A list, for the order of the experts is part of the result.
         "sources": [[name, checkpoint.reader.stamps()] for name, checkpoint in sources.checkpoints.items()],
-        "options": options.to_dict(),
+        **options.to_dict(),
         "router_data": texts and hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest(),
         "version": version_of("moe-codegen"),
     }

@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
 
 from moe_codegen.errors import ConfigError
+from moe_codegen.settings import check_types
 
 RouterInit = Literal["normal", "orthogonal", "hidden", "centroid", "ridge"]
 FROM_TEXT = ("hidden", "centroid", "ridge")
@@ -40,6 +41,8 @@ class UpcycleOptions:
     seed: int
 
     def __post_init__(self) -> None:
+        told_better_below = ("router", "shared", "dtype", "max_shard_size")
+        check_types(self, {field.name: field.type for field in fields(self) if field.name not in told_better_below})
         if self.top_k > self.num_experts:
             raise ConfigError(f"top_k={self.top_k} exceeds num_experts={self.num_experts}; lower top_k or add experts")
         if self.top_k < 1:
@@ -85,7 +88,7 @@ class UpcycleOptions:
 
 def parse_size(max_shard_size: str) -> int:
     """Bytes of a size such as '500MB' or '4GB'; ConfigError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]B)\s*", max_shard_size.upper())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]B)\s*", str(max_shard_size).upper())
     if not match or float(match[1]) == 0:
         raise ConfigError(f"max_shard_size={max_shard_size!r} is not a size such as '500MB' or '4GB'")
     return int(float(match[1]) * UNITS[match[2]])

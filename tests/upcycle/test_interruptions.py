@@ -142,7 +142,8 @@ def test_a_source_that_changed_since_is_not_mixed_with_what_it_was(tmp_path):
 )
 def test_other_settings_are_not_mixed_with_those_it_started_with(changed, tmp_path):
     interrupted(dense("phi"), tmp_path / "moe")
-    with pytest.raises(ResumeError, match=r"started with another options .*run it again as it was"):
+    (option,) = changed
+    with pytest.raises(ResumeError, match=rf"started with another {option} \({option} was .*run it again as it was"):
         upcycle(dense("phi"), tmp_path / "moe", **{**OPTIONS, **changed})
 
 
