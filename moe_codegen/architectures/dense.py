@@ -43,8 +43,7 @@ class DenseCheckpoint(Mapping[str, torch.Tensor]):
         self.architecture, self.layout = _layout_of(candidates, self.reader)
         self._ignored = re.compile("|".join(self.layout.ignored) or "(?!)")
         self._refuse_quantised()
-        self.config = dense_config(self.architecture, self.layout, self.reader.config)
-        model = empty_model(self.config)
+        self.config, model = self._described()
         self.shapes: dict[str, tuple[int, ...]] = {
             name: tuple(parameter.shape) for name, parameter in model.named_parameters()
         }
@@ -68,6 +67,19 @@ class DenseCheckpoint(Mapping[str, torch.Tensor]):
     def dtype(self, name: str) -> torch.dtype:
         """The dtype the canonical tensor `name` is stored in."""
         return self.reader.headers[self.rules[name].stored[0]].dtype
+
+    def _described(self) -> tuple[PreTrainedConfig, PreTrainedModel]:
+        """The configuration, and the empty model that it describes."""
+        try:
+            config = dense_config(self.architecture, self.layout, self.reader.config)
+            return config, empty_model(config)
+        except CheckpointError:
+            raise
+        except Exception as error:  # what transformers and its modules raise has no common base
+            raise CheckpointError(
+                f"{self.reader.folder / 'config.json'} describes no {self.layout.name} model that transformers can "
+                f"build: {' '.join(str(error).split())}. Correct it, or fetch it again"
+            ) from error
 
     def _refuse_quantised(self) -> None:
         method = (self.reader.config.get("quantization_config") or {}).get("quant_method")

@@ -1,6 +1,7 @@
 """Lazy reading of a safetensors checkpoint: headers first, tensors as views of the memory-mapped files."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from moe_codegen.errors import CheckpointError
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ADAPTERS = "adapter_config.json"
+ASK = "ask its owner for access, or give a copy of your own"
 CONVERT = (
     'Convert it in a place you trust: `AutoModelForCausalLM.from_pretrained(SRC, dtype="auto").save_pretrained(DST)`'
 )
@@ -134,6 +136,8 @@ def read_json(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint folder holds one") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {ASK}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(record, dict):
@@ -177,6 +181,8 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if not os.access(path, os.R_OK):  # safetensors would have it that there is no such file
+            raise CheckpointError(f"{path} may not be read by you; {ASK}") from error
         raise CheckpointError(
             f"{path} is truncated or damaged ({path.stat().st_size} bytes; {error}); fetch it again"
         ) from error

@@ -1,9 +1,10 @@
 """From what a user names, a local folder or a hub id, to a folder on this machine."""
 
+import os
 import re
 from pathlib import Path
 
-from moe_codegen.checkpoint.reader import INDEX_FILE, SINGLE_FILE, weight_map_of
+from moe_codegen.checkpoint.reader import ASK, INDEX_FILE, SINGLE_FILE, weight_map_of
 from moe_codegen.errors import CheckpointError
 
 # What goes with the weights; never pickles, which `upcycle` refuses anyway and which can be as large again.
@@ -22,7 +23,14 @@ def resolve_source(source: str | Path) -> Path:
         CheckpointError: neither a folder nor an id the hub (or its local cache) can answer for.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        is_here = folder.is_dir()
+        may_read = not is_here or os.access(folder, os.R_OK | os.X_OK)
+    except PermissionError:
+        may_read = False
+    if not may_read:
+        raise CheckpointError(f"{folder} may not be read by you; {ASK}")
+    if is_here:
         return folder
     hub_id = HUB_ID.fullmatch(str(source))
     if hub_id is None or folder.is_absolute():

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from moe_codegen.architectures import ARCHITECTURES, MIXTURE_PREFIX, Architecture, is_mixture
@@ -93,13 +94,17 @@ class MoEConfig(PreTrainedConfig):
         """Read the configuration of a mixture from a folder or the hub.
 
         Raises:
-            ConfigError: it is not the configuration of a mixture of this library.
+            ConfigError: it is not the configuration of a mixture of this library, or holds what cannot be.
             CheckpointError: the folder holds adapters and no model.
         """
         if cls is not MoEConfig:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         refuse_adapters(Path(str(pretrained_model_name_or_path)))
-        config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except StrictDataclassError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"the config.json of {pretrained_model_name_or_path}: {reason}; correct it") from error
         found = config[0] if isinstance(config, tuple) else config
         if not isinstance(found, MoEConfig):
             raise ConfigError(

@@ -84,6 +84,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(change, message, tmp_path):
         ({"vocab_size": 100}, "different models"),
         ({"num_hidden_layers": 2}, "no place for"),
         ({"num_hidden_layers": 4}, "lacks"),
+        ({"num_attention_heads": "4"}, "expected int, got str .*Correct it, or fetch it again"),
+        ({"hidden_act": "swoosh"}, "config.json describes no phi model .*swoosh"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(fields, message, tmp_path):

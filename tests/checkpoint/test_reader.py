@@ -1,6 +1,7 @@
 """What a reader opens, how little it reads for that, and what it refuses."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -108,6 +109,17 @@ def only_adapters(folder):
 def test_what_is_damaged_or_missing_is_named(damage, message, sharded):
     damage(sharded)
     with pytest.raises(CheckpointError, match=message):
+        CheckpointReader(sharded)
+
+
+def test_what_may_not_be_read_is_not_called_damaged(sharded, monkeypatch):
+    truncate(sharded)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != sharded / "two.safetensors")  # root may read anything
+    with pytest.raises(CheckpointError, match=r"two\.safetensors may not be read by you; ask its owner for access"):
+        CheckpointReader(sharded)
+    (sharded / "config.json").unlink()
+    (sharded / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: Is a directory"):
         CheckpointReader(sharded)
 
 

@@ -1,6 +1,7 @@
 """A source is a folder here or a hub id; anything else is refused, and so is a hub that does not answer."""
 
 import json
+import os
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
@@ -15,6 +16,12 @@ def test_a_folder_stands_for_itself_relative_at_home_or_with_a_slash(tmp_path, m
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in ("org/model", "org/model/", "./org/model", "~/org/model", tmp_path / "org" / "model"):
         assert resolve_source(source).samefile(tmp_path / "org" / "model")
+
+
+def test_a_folder_that_may_not_be_read_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may read anything
+    with pytest.raises(CheckpointError, match="may not be read by you; ask its owner for access"):
+        resolve_source(tmp_path)
 
 
 def test_a_hub_id_that_is_not_here_and_cannot_be_fetched_says_so():

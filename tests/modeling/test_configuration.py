@@ -1,6 +1,7 @@
 """The configuration: dispatch, round trips, and what it refuses."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -147,6 +148,16 @@ def test_a_field_set_on_loading_is_checked_too(tmp_path):
     assert MoEForCausalLM.from_pretrained(tmp_path, router_jitter_noise=0.5).config.router_jitter_noise == 0.5
     with pytest.raises(ConfigError, match="num_experts_per_tok=5"):
         MoEForCausalLM.from_pretrained(tmp_path, num_experts_per_tok=5)
+
+
+def test_a_config_json_with_a_value_of_another_type_is_refused(tmp_path):
+    phi().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": "4"}))
+    with pytest.raises(
+        ConfigError, match=r"config\.json of .*'num_attention_heads' expected int, got str .*; correct it"
+    ):
+        MoEConfig.from_pretrained(tmp_path)
 
 
 def test_a_dense_configuration_is_refused_with_the_way_to_go(tmp_path):
