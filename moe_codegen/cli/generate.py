@@ -1,5 +1,6 @@
 """`moe-codegen generate`: complete code, or fill a gap in it."""
 
+import io
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -57,7 +58,7 @@ def generate(
 
     Only the generated text goes to standard output, so that it can be piped; a terminal also shows what it continues.
     """
-    before, after = _texts(prompt, prefix, suffix)
+    before, after = _texts(*map(_as_utf8, (prompt, prefix, suffix)))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with console.messages.status(f"loading {path}"):
@@ -127,7 +128,12 @@ def _texts(prompt: str | None, prefix: str | None, suffix: str | None) -> tuple[
         return "", suffix
     if sys.stdin.isatty():
         console.messages.print("reading the prompt from the terminal; Ctrl-D on an empty line ends it", style="dim")
-    return sys.stdin.read(), suffix
+    return io.TextIOWrapper(sys.stdin.buffer, "utf-8", "replace").read(), suffix
+
+
+def _as_utf8(text: str | None) -> str | None:
+    """An argument with a mark for each byte of it that is no UTF-8, which Python hands on as half a character."""
+    return text and text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _layer_shown(model: PreTrainedModel, asked: int | None) -> int:

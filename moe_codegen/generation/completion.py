@@ -1,5 +1,6 @@
 """Complete code: transformers' `generate`, watched token by token."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -219,10 +220,12 @@ class _Watcher(StoppingCriteria):
 def _check(max_new_tokens: int, temperature: float, top_p: float, stop: Sequence[str]) -> None:
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ConfigError(f"temperature={temperature} must not be negative; 0 takes the likeliest token each time")
     if not 0 < top_p <= 1:
         raise ConfigError(f"top_p={top_p} must lie above 0 and be at most 1")
+    if isinstance(stop, str):
+        raise ConfigError(f"stop={stop!r} is one string; give a list of strings")
     if "" in stop:
         raise ConfigError("an empty stop string would end every text before it begins; leave it out")
 

@@ -5,6 +5,7 @@ Dimensions: T tokens, D model, K experts per token.
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.moe.experts import Experts
@@ -73,6 +74,11 @@ class QuantisedExperts(nn.Module):
         A model cast to another dtype has had its scales cast: back is without loss, but from float16, which rounds
         those below 6e-5.
         """
+        if is_parametrized(self, name):  # by PEFT, for one, which would round what it adds to whole numbers
+            raise ConfigError(
+                f"{name} is stored in {self.bits} bits, and nothing can be added to it: leave it out of the adapters, "
+                "which may be on attention and the router, or load the experts in full precision"
+            )
         scales = getattr(self, name + SCALES).to(torch.bfloat16)
         return getattr(self, name), scales, getattr(self, f"{name}_bias") if self.has_bias else None
 

@@ -25,7 +25,7 @@ def save_named_mixture(folder: Path) -> Path:
     return moe
 
 
-def run(*arguments: object, input: str | None = None, columns: int = 120) -> Result:
+def run(*arguments: object, input: str | bytes | None = None, columns: int = 120) -> Result:
     """The command line in this process, as if piped; the error of a verb is the result's `exception`."""
     return CliRunner().invoke(app, [str(each) for each in arguments], input=input, env={"COLUMNS": str(columns)})
 

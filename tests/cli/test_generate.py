@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 
 import pytest
@@ -83,6 +84,12 @@ def test_the_legend_names_experts_and_their_shares(named):
     shares = [int(share) for share in re.findall(r"expert \d (?:python|java)\s+(\d+)%", result.stderr)]
     assert sum(shares) == pytest.approx(100, abs=2)
     assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_a_prompt_in_another_encoding_is_continued_all_the_same(dense):
+    marked = expected(dense, "caf\ufffd").rstrip("\n")
+    assert generate(dense, input=b"caf\xe9").stdout.rstrip("\n") == marked
+    assert generate(dense, os.fsdecode(b"caf\xe9")).stdout.rstrip("\n") == marked
 
 
 @pytest.mark.parametrize(

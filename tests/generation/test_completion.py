@@ -148,8 +148,10 @@ def test_the_answer_ends_where_the_positions_do(dense, tokenizer):
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"temperature": -1}, "temperature=-1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_p": 0}, "top_p=0"),
         ({"stop": [""]}, "empty stop string"),
+        ({"stop": "class"}, "stop='class' is one string; give a list of strings"),
     ],
 )
 def test_settings_that_cannot_hold_are_refused(options, message, dense, tokenizer):

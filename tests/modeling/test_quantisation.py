@@ -150,6 +150,14 @@ def test_adapters_on_attention_train_as_over_the_rounded_weights(saved, tmp_path
         assert relative_error(gradient, expected[name]) < 1e-3, name
 
 
+def test_adapters_on_the_quantised_experts_are_refused_and_not_rounded_away(folder):
+    peft = pytest.importorskip("peft")
+    model = MoEForCausalLM.from_pretrained(folder, expert_quantization="int8")
+    model = peft.get_peft_model(model, peft.LoraConfig(target_parameters=["mlp.experts.down_proj"], target_modules=[]))
+    with pytest.raises(ConfigError, match="down_proj is stored in 8 bits, and nothing can be added to it"):
+        model(tokens())
+
+
 def test_experts_cast_to_another_dtype_keep_their_scales(folder):
     model = MoEForCausalLM.from_pretrained(folder, expert_quantization="int4", dtype=torch.bfloat16)
     experts = next(module for module in model.modules() if isinstance(module, QuantisedExperts))
