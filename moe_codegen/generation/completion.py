@@ -94,7 +94,7 @@ def complete(
         ConfigError: settings that cannot hold, a language the model is not told, a prompt longer than the model's
             positions, or no sentinels.
     """
-    _check(max_new_tokens, temperature, top_p, stop)
+    _check(max_new_tokens, temperature, top_p, seed, stop)
     prompt_ids = encode_prompt(tokenizer, prompt, suffix)
     room, told = _room(model, prompt_ids), _told(model, language)
     sampling: dict[str, Any] = (
@@ -217,13 +217,15 @@ class _Watcher(StoppingCriteria):
             length -= len(self.tokens[index].text)
 
 
-def _check(max_new_tokens: int, temperature: float, top_p: float, stop: Sequence[str]) -> None:
+def _check(max_new_tokens: int, temperature: float, top_p: float, seed: int, stop: Sequence[str]) -> None:
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if not 0 <= temperature < math.inf:
         raise ConfigError(f"temperature={temperature} must not be negative; 0 takes the likeliest token each time")
     if not 0 < top_p <= 1:
         raise ConfigError(f"top_p={top_p} must lie above 0 and be at most 1")
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"seed={seed} does not fit in 64 bits; give a smaller one")
     if isinstance(stop, str):
         raise ConfigError(f"stop={stop!r} is one string; give a list of strings")
     if "" in stop:

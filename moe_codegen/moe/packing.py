@@ -102,7 +102,7 @@ def pack_experts(model: nn.Module) -> int:
     """
     packed = 0
     found = list(_experts_of(model))
-    if not found:
+    if not found and not is_packed(model):
         quantised = any(isinstance(module, QuantisedExperts) for module in model.modules())
         why = "quantised experts, which are stored in the order they are read" if quantised else "no experts to pack"
         logger.warning_once(f"pack_experts left {type(model).__name__} as it is: it has {why}")

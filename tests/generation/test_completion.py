@@ -150,6 +150,7 @@ def test_the_answer_ends_where_the_positions_do(dense, tokenizer):
         ({"temperature": -1}, "temperature=-1"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_p": 0}, "top_p=0"),
+        ({"seed": 2**64}, "does not fit in 64 bits"),
         ({"stop": [""]}, "empty stop string"),
         ({"stop": "class"}, "stop='class' is one string; give a list of strings"),
     ],

@@ -40,6 +40,15 @@ def test_a_packed_model_computes_the_same(model, dtype):
     assert torch.equal(logits(model), expected)
 
 
+def test_packing_again_changes_nothing_and_warns_of_nothing(model, monkeypatch):
+    pack_experts(model)
+    said, packed = [], logits(model)
+    monkeypatch.setattr(packing.logger, "warning_once", said.append)
+    assert pack_experts(model) == 0
+    assert not said
+    assert torch.equal(logits(model), packed)
+
+
 def test_unpacking_gives_back_every_parameter(model):
     before = copy.deepcopy(model.state_dict())
     pack_experts(model)
