@@ -30,6 +30,7 @@ from moe_codegen.architectures.dense import empty_model
 from moe_codegen.checkpoint import CheckpointReader, load_tokenizer, resolve_target
 from moe_codegen.checkpoint.staging import NO_SPACE, staged_path
 from moe_codegen.errors import CheckpointError, OutputError
+from moe_codegen.training.parallel.shard import reshard
 
 STATE = "state"
 METADATA = ".metadata"  # what torch writes last
@@ -45,6 +46,7 @@ def save_state(checkpoint: Path, model: nn.Module, optimizer: Optimizer, *, with
     Raises:
         OutputError: it could not be written, here or by another process.
     """
+    reshard(model)
     state: dict[str, Any] = {OPTIMIZER: get_optimizer_state_dict(model, optimizer, options=BY_PARAMETER)}
     if with_weights:
         state[WEIGHTS] = get_model_state_dict(model)

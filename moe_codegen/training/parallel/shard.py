@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Shard
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
@@ -37,6 +37,13 @@ def shard_model(model: PreTrainedModel, layout: ProcessLayout, device: str) -> N
                 fully_shard(experts, mesh=expert_mesh[COPIES, SHARDS], shard_placement_fn=lambda parameter: Shard(1))
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of the weights that a forward pass without backward, such as a validation, has left whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def layers_of(model: PreTrainedModel) -> Iterable[nn.Module]:
