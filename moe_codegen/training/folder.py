@@ -1,6 +1,7 @@
 """The folder of a run: its run file, history and checkpoints, then the model, and last a summary: it is finished."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -85,6 +86,9 @@ class RunFolder:
         if started is None:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise OutputError(f"{self.path} is not empty and holds no run of ours; give a new or empty folder")
+            above = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+            if not (above.is_dir() and os.access(above, os.W_OK)):
+                raise OutputError(f"{self.path} cannot be made, for {above} is no folder that you may write to")
             return
         differing = _differing(started, self._record(), but={*FREE_TO_CHANGE, *path_fields(self.settings)})
         if differing:

@@ -24,8 +24,8 @@ def read_run(settings_class: type[S], path: str | Path, overrides: Mapping[str, 
     """
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no TOML, or not even UTF-8
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
     settings = settings_from(settings_class, values, str(path))
     beside = {name: _beside(path.parent, getattr(settings, name)) for name in path_fields(settings)}
@@ -41,7 +41,7 @@ def write_run(settings: TrainSettings, path: Path) -> None:
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     values |= {name: _absolute(values[name]) for name in path_fields(settings)}
     lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value not in (None, "", (), {})]
-    path.write_text("".join(lines))
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _over(before: Any, given: Any) -> Any:

@@ -183,7 +183,8 @@ class MoETrainer(ShardedTrainer):
                 logs |= load_figures(reading.load)
                 line["load"] = load_record(reading.load)
         super().log(logs, start_time)
-        if self.history is not None:
+        # Trainer's last word is of this process's steps alone, and counts other FLOPs than the summary.
+        if self.history is not None and "train_runtime" not in logs:
             self.history.append({"step": self.state.global_step, **logs, **line})
 
     def validate(self) -> dict[str, Interval]:

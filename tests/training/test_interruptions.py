@@ -217,6 +217,8 @@ def test_a_folder_of_something_else_is_left_alone(corpus, tmp_path):
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(OutputError, match="holds no run of ours"):
         train(from_scratch(corpus), tmp_path / "out")
+    with pytest.raises(OutputError, match=r"thesis\.tex is no folder that you may write to"):
+        train(from_scratch(corpus), tmp_path / "out" / "thesis.tex" / "run")
 
 
 def test_only_so_many_checkpoints_stay(corpus, tmp_path):

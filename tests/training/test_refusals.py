@@ -139,8 +139,9 @@ def test_a_run_file_that_is_wrong(corpus, tmp_path):
         ("batch_size = 'many'", "`batch_size` in .* should be of type int"),
         ("precision = 'fp8'", "should be one of float32, bf16, fp16"),
         ("= 3", "cannot be read as TOML"),
+        ("model = 'modèle'", "cannot be read as TOML: 'utf-8' codec"),
     ):
-        run.write_text(text)
+        run.write_text(text, encoding="latin-1")
         with pytest.raises(ConfigError, match=message):
             read_run(DenseSettings, run)
 

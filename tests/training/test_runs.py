@@ -54,6 +54,7 @@ def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path, monk
     summary = train(settings, tmp_path / "out")
     lines = read_history(tmp_path / "out" / "history.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
+    assert all("loss" in line or "eval_loss_all" in line for line in lines)
     assert losses[-1] < losses[0] - 1
     assert [line["step"] for line in lines if "loss" in line] == [1, 3, 6, 9, 12, 15, 18, 20]
     validated = [line for line in lines if "eval_loss_all" in line]
