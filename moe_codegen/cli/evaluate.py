@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -254,7 +255,8 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 def _name_and_source(text: str) -> tuple[str, str]:
     """Of [NAME=]MODEL; a folder whose own name has a `=` is itself."""
     name, equals, source = text.partition("=")
-    return (name, source) if equals and not Path(text).exists() else (Path(text).name, text)
+    # Made absolute, a folder that is named as `.` or `..` has a name.
+    return (name, source) if equals and not Path(text).exists() else (Path(os.path.abspath(text)).name, text)
 
 
 def _quiet_libraries() -> None:

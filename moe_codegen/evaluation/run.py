@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.errors import ConfigError
+from moe_codegen.errors import ConfigError, OutputError
 from moe_codegen.evaluation.comparison import Comparison, compare_folders
 from moe_codegen.evaluation.execution.bench import OnProgress, open_bench
 from moe_codegen.evaluation.generate import GenerationReport, generate
@@ -20,9 +20,12 @@ from moe_codegen.evaluation.languages import find_language
 from moe_codegen.evaluation.loaded_model import load
 from moe_codegen.evaluation.problems import read_problems
 from moe_codegen.evaluation.report import write_report
+from moe_codegen.evaluation.run_folder import MEASURES, RUN_FILE
 from moe_codegen.evaluation.scores import LanguageScores, score_folder
 from moe_codegen.evaluation.settings import RunSettings
 from moe_codegen.generation import check_model
+
+RECORDS = (RUN_FILE, *(f"{name}.json" for name in MEASURES))  # one of which every model's folder has
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ def run(
     settings, out = settings or RunSettings(), Path(out)
     if not models:
         raise ConfigError("no model to evaluate; give at least one")
+    for name in models:
+        if name in ("", ".", "..") or "/" in name:
+            raise ConfigError(f"{name!r} cannot be a model's name: its results go to a folder so called; give another")
+    _check_out(out)
     for source in models.values():
         check_model(source)
     languages = [find_language(name) for name in dict.fromkeys(settings.problems.languages)]
@@ -119,3 +126,11 @@ def run(
             done.append(EvaluatedModel(name, programs, scores, measures, compared, apart))
             del loaded  # before the next is loaded
     return Evaluation(done, write_report([out / name for name in models], out / "report.html"))
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder of something else, such as that of a model after which OUT was forgotten."""
+    files = (path for path in out.rglob("*") if path.is_file())
+    is_started = any((child / name).exists() for child in out.glob("*/") for name in RECORDS)
+    if out.is_file() or (not is_started and any(files)):
+        raise OutputError(f"{out} holds something else than an evaluation; give a new or empty folder")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from moe_codegen.cli import app
+from moe_codegen.cli.evaluate import _name_and_source
 from moe_codegen.cli.evaluate import app as evaluate
 from moe_codegen.errors import ResultError
 from tests.cli.checkpoints import run
@@ -74,6 +75,13 @@ def test_no_sandbox_is_said_aloud(two_runs):
 def test_results_that_are_not_there_are_an_error(two_runs):
     with pytest.raises(ResultError, match="holds no result file; run `moe-codegen evaluate execute"):
         raise run("evaluate", "pass-at-k", two_runs[0]).exception
+
+
+def test_a_model_is_called_as_its_folder_is_however_it_is_given(tmp_path, monkeypatch):
+    (tmp_path / "model" / "a=b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "model" / "a=b")
+    names = [_name_and_source(text)[0] for text in (".", "..", "../a=b", "owner/name", "mine=owner/name")]
+    assert names == ["a=b", "model", "a=b", "name", "mine"]
 
 
 def test_the_verbs_are_these():

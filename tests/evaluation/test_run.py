@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from moe_codegen import upcycle
-from moe_codegen.errors import CheckpointError, OutputError
+from moe_codegen.errors import CheckpointError, ConfigError, OutputError
 from moe_codegen.evaluation import MeasureSettings, ModelSettings, ProblemSettings, RunSettings, SamplingSettings
 from moe_codegen.evaluation.held_out.measures import measure
 from moe_codegen.evaluation.run import run
@@ -77,3 +77,20 @@ def test_another_models_folder_is_left_alone(world, tmp_path):
     run({"one": folder / "dense"}, tmp_path, settings)
     with pytest.raises(OutputError, match="other model files"):
         run({"one": folder / "moe"}, tmp_path, settings)
+
+
+@needs("py")
+def test_a_folder_of_something_else_is_left_alone(world, tmp_path):
+    folder, settings = world
+    shutil.copytree(folder / "moe", tmp_path / "moe")
+    with pytest.raises(OutputError, match="something else than an evaluation"):
+        run({"one": folder / "dense"}, tmp_path / "moe", settings)
+    with pytest.raises(OutputError, match="something else than an evaluation"):
+        run({"one": folder / "dense"}, tmp_path / "moe" / "config.json", settings)
+    assert {path.name for path in (tmp_path / "moe").iterdir()} == {path.name for path in (folder / "moe").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../elsewhere"])
+def test_a_name_is_that_of_a_folder_in_out(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot be a model's name"):
+        run({name: tmp_path / "model"}, tmp_path / "out")
