@@ -174,11 +174,11 @@ def _check_complete(folder: Path, names: Set[str], completions: Set[str], partia
     if missing:
         raise ResultError(
             f"{folder} lacks the results of {len(missing)} problems, the first {missing[0]}; run "
-            f"`moe-codegen evaluate execute {folder}`, or say --partial to score those that are there"
+            f"`moe-codegen evaluate execute {folder}`; pass-at-k and compare score those that are there with --partial"
         )
     count = COUNTS.get(parse_folder_name(folder.name) or ("", ""), 0)
     if not expected and len(names) < count:
         raise ResultError(
             f"{folder} has the results of {len(names)} problems and the dataset {count}; "
-            "say --partial to score those that are there"
+            "pass-at-k and compare score those that are there with --partial"
         )

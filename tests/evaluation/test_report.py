@@ -15,6 +15,7 @@ from moe_codegen.evaluation.multipl_e import Completions, Result, folder_name, w
 from moe_codegen.evaluation.report import write_report
 from moe_codegen.evaluation.report.page import gather
 from moe_codegen.evaluation.report.programs import Line, diff
+from moe_codegen.evaluation.report.runs import read_runs
 from moe_codegen.evaluation.report.tables import Cell, Row, SideBySide
 from moe_codegen.evaluation.run_folder import RunRecord
 from moe_codegen.evaluation.scores import score_folder
@@ -237,3 +238,14 @@ def test_a_verdict_needs_an_interval_on_one_side_of_zero():
 
 def test_a_diff_puts_the_first_programs_lines_first():
     assert diff("a\nb\nc\n", "a\nx\nc") == [Line(" ", "a"), Line("-", "b"), Line("+", "x"), Line(" ", "c")]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    runs = [tmp_path / "old/moe", tmp_path / "new/moe", tmp_path / "new/copy"]
+    for folder in runs:
+        files = write_run(folder, "moe")
+        RunRecord({"name": "moe"}, {}, {files.name: {"names": [*PASSES["moe"]]}}).write(folder)
+    labels = [run.label for run in read_runs(runs)]
+    assert labels == [f"moe ({runs[0]})", f"moe ({runs[1]})", "moe (copy)"]
+    with pytest.raises(ResultError, match="is given twice"):
+        read_runs([runs[0], tmp_path / "new/../old/moe"])

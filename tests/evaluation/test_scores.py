@@ -103,7 +103,7 @@ def test_a_dataset_with_fewer_results_than_problems_is_refused(tmp_path):
 def test_a_missing_result_file_is_no_smaller_denominator(tmp_path):
     folder = fill(tmp_path / "some", [1, 2, 0])
     result_files(folder)["HumanEval_1"].unlink()
-    with pytest.raises(ResultError, match="lacks the results of 1 problems, the first HumanEval_1"):
+    with pytest.raises(ResultError, match=r"lacks the results of 1 problems, the first HumanEval_1; .*with --partial"):
         score_folder(folder)
     assert len(score_folder(folder, partial=True).tallies) == 2
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,21 +106,22 @@ def read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
     """The runs in the order given.
 
     Raises:
-        ResultError: a folder that holds nothing to report, or something damaged or incomplete.
+        ResultError: a folder that holds nothing to report, or something damaged or incomplete; or one given twice.
     """
+    twice = next((folder for folder, count in Counter(map(Path.resolve, folders)).items() if count > 1), None)
+    if twice is not None:
+        raise ResultError(f"{twice} is given twice; a report sets different runs side by side")
     runs = [_read(folder) for folder in folders]
-    names = Counter(run.model["name"] for run in runs)
-    return [
-        EvaluatedRun(
-            run.folder,
-            run.label if names[run.model["name"]] == 1 else f"{run.label} ({run.folder.name})",
-            run.model,
-            run.run,
-            run.scores,
-            run.measures,
-        )
-        for run in runs
-    ]
+    return [replace(run, label=_label(run, runs)) for run in runs]
+
+
+def _label(run: EvaluatedRun, runs: Sequence[EvaluatedRun]) -> str:
+    """The model's name; where others have it too, with the folder's name or else the whole path."""
+    namesakes = [other.folder for other in runs if other is not run and other.label == run.label]
+    if not namesakes:
+        return run.label
+    is_told_apart = all(folder.name != run.folder.name for folder in namesakes)
+    return f"{run.label} ({run.folder.name if is_told_apart else run.folder})"
 
 
 def _pace(record: Mapping[str, Any]) -> str:
