@@ -79,7 +79,7 @@ def validation_documents(source: str, tokenizer: Any, tokens: int) -> list[Encod
     """Documents of each language, up to about `tokens` of them, always the same ones.
 
     Files are taken in the order of a hash of their text, so no repository comes first. Raises `SourceError` where
-    there are none.
+    there are none, `ConfigError` where some are for training.
     """
     found: dict[str, list[tuple[int, EncodedDocument]]] = {}
     for document in stream_documents(source):

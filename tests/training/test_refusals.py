@@ -119,6 +119,13 @@ def test_a_base_without_tokenizer(corpus, base, tmp_path):
     refused(settings, tmp_path, TokenizerError, "has no tokenizer")
 
 
+def test_validation_with_the_training_half_beside_it(corpus, tmp_path):
+    for half in ("train", "validation"):
+        shutil.copytree(corpus.validation, tmp_path / "divided" / half)
+    settings = from_scratch(corpus, validation=str(tmp_path / "divided"))
+    refused(settings, tmp_path, ConfigError, "holds training files too; give .*validation")
+
+
 def test_a_language_without_documents(corpus, tmp_path):
     empty = write(tmp_path / "empty", [{"repo": "a/b", "path": "x", "language": "java", "content": ""}])
     pack(open_source(empty), tmp_path / "packed", PackSettings(corpus.tokenizer, 64, fim_rate=0.0))

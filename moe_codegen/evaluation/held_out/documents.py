@@ -32,8 +32,6 @@ def read_documents(
     for language in wanted:
         if language not in LANGUAGES:
             raise ConfigError(f"unknown language {language!r}; known are {', '.join(LANGUAGES)}")
-    if (Path(source) / "train").is_dir() and (Path(source) / "validation").is_dir():
-        raise ConfigError(f"{source} holds training files too; give {Path(source) / 'validation'}")
     chosen = {language: _Choice(documents, per_repository) for language in wanted}
     for document in stream_documents(source):
         if document.language in chosen:
