@@ -106,5 +106,5 @@ def _place(
     columns = {key: np.concatenate([np.zeros(0, np.int64), *some]) for key, some in parts.items()}
     sequence = generator.permutation(made)[columns.pop("sequence")]
     order = np.argsort(sequence, kind="stable")
-    ends = np.cumsum(np.bincount(sequence, minlength=made))
+    ends = np.cumsum(np.bincount(sequence))
     return {**{key: some[order] for key, some in columns.items()}, "ends": ends}

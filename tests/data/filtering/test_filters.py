@@ -1,4 +1,5 @@
 import re
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -6,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_codegen.data.filtering.clean import clean
 from moe_codegen.data.filtering.filters import CleanSettings, judge
+from moe_codegen.data.filtering.histograms import BINS
 from moe_codegen.data.filtering.measures import measure
+from moe_codegen.data.reading.sources import open_source
 from moe_codegen.data.rows.batch import Batch
 from moe_codegen.data.rows.conform import conform
 from moe_codegen.data.rows.licenses import identify_license, is_permissive
 from moe_codegen.data.rows.schema import LAYOUTS
-from tests.data.inputs import code, row
+from tests.data.inputs import code, row, write
 
 TEXT = st.text(st.sampled_from("ab1_ \t\n#/*\"'é漢½(){}"), min_size=1, max_size=120)
 
@@ -97,6 +101,18 @@ def test_each_filter_drops_what_is_its_own(reason):
 def test_a_bound_is_reported_with_value_and_threshold():
     ((_, record),) = reasons(CleanSettings(max_line_length=200), row(0, content=code(0) + "# " + "word " * 50))
     assert (record["value"], record["threshold"]) == (252, 200)
+
+
+def test_the_histograms_count_every_file_of_every_unit_in_its_bin(tmp_path):
+    texts = [code(seed) for seed in range(20)] + list(DROPPED.values())
+    rows = [row(seed, content=text) for seed, text in enumerate(texts)]
+    source = open_source(write(tmp_path / "in", rows), unit_bytes=1)
+    assert len(source.units) > 1
+    counted = clean(source, tmp_path / "out")["histograms"]
+    fiftieths = [int(50 * sum(map(str.isalnum, text)) / len(text)) for text in texts]
+    assert counted["alphanum_fraction"] == np.bincount(fiftieths, minlength=50).tolist()
+    edges = [*BINS["size"][:-1], float("inf")]
+    assert counted["size"] == [sum(low <= len(text) < high for text in texts) for low, high in pairwise(edges)]
 
 
 def test_every_filter_can_be_switched_off():

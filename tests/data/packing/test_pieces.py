@@ -58,6 +58,17 @@ def test_a_blank_put_before_the_text_shifts_nothing():
     assert BLANKS.starts(text, ids).tolist() == [0, 8, 10]
 
 
+def test_of_a_letter_spelled_in_bytes_the_first_alone_begins_it():
+    """As Llama's tokenizer spells letters that it does not know."""
+    spelled = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=spelled | {"a": 256}, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    made_by = Encoder(tokenizer, tokenizer.get_vocab(), 256, 0)
+    (ids,) = made_by.encode(["a語a"])
+    assert ids == [256, *"語".encode(), 256]
+    assert made_by.starts("a語a", ids).tolist() == [0, 1, -1, -1, 2]
+
+
 def cut(text, length, fim_rate, spm_rate=0.5, seed=0):
     (ids,) = BYTES.encode([text])
     settings = PackSettings("folder", length, fim_rate=fim_rate, spm_rate=spm_rate, seed=seed)
