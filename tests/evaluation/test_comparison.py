@@ -49,6 +49,7 @@ def test_of_several_samples_pass_at_k_differs_by_problem():
     comparison = compare(a, b, k=2)
     assert comparison.differences == {"x": pytest.approx(1.0 - 0.5), "y": 0.0}
     assert comparison.test == "permutation"
+    assert compare(single(0, 1), {"p0": Tally(4, 3), "p1": Tally(4, 2)}).test == "permutation"
 
 
 def test_a_model_does_not_differ_from_itself():

@@ -13,6 +13,7 @@ from moe_codegen.evaluation.comparison import compare
 from moe_codegen.evaluation.held_out.measures import measure
 from moe_codegen.evaluation.multipl_e import Completions, Result, folder_name, write_completions, write_results
 from moe_codegen.evaluation.report import write_report
+from moe_codegen.evaluation.report.figures import draw_values
 from moe_codegen.evaluation.report.page import gather
 from moe_codegen.evaluation.report.programs import Line, diff
 from moe_codegen.evaluation.report.runs import read_runs
@@ -144,6 +145,7 @@ def test_the_numbers_are_those_of_the_verbs(folders):
     assert (row.differences[0].value, row.differences[0].low) == (comparison.difference, comparison.low)
     losses = next(table for table in content.tables if table.title == "Loss, nats per token")
     assert [row.language for row in losses.rows] == ["cpp", "java", "javascript", "python", "all"]
+    assert (table.percent, losses.percent) == (True, False)
     assert all(
         losses.verdict(row.differences[0]) == "equal" for row in losses.rows if row.differences[0].low is not None
     )
@@ -196,6 +198,18 @@ def test_markdown_names_pictures_that_are_there(page):
     for block in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1, block
+
+
+def test_a_picture_shows_every_value_that_was_measured_with_its_interval(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    shown = []
+    monkeypatch.setattr(plt, "close", shown.append)
+    rows = [Row("java", "", [Cell(0.5, 0.25, 1.0), None], []), Row("c", "", [Cell(0.25), Cell(0.75, 0.5, 0.8)], [])]
+    draw_values(SideBySide("", "share", "", rows, percent=True), ["dense", "moe"], tmp_path / "values.png")
+    (axis,) = shown[0].axes
+    assert [list(container[0].get_xdata()) for container in axis.containers] == [[50, 25], [75]]
+    ends = [[list(line[:, 0]) for line in container[2][0].get_segments()] for container in axis.containers]
+    assert ends == [[[25, 100], [25, 25]], [[50, 80]]]
 
 
 def test_every_setting_and_hash_is_told(folders, page):
