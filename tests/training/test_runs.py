@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -51,12 +52,16 @@ def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path, monk
     measure = Mock(wraps=trainer.document_losses)
     monkeypatch.setattr(trainer, "document_losses", measure)
     settings = from_scratch(corpus, tokens=20 * STEP, evaluate_every=10, log_every=3, checkpoint_every=9)
+    began = time.perf_counter()
     summary = train(settings, tmp_path / "out")
+    took = time.perf_counter() - began
     lines = read_history(tmp_path / "out" / "history.jsonl")
-    losses = [line["loss"] for line in lines if "loss" in line]
+    logged = [line for line in lines if "loss" in line]
     assert all("loss" in line or "eval_loss_all" in line for line in lines)
-    assert losses[-1] < losses[0] - 1
-    assert [line["step"] for line in lines if "loss" in line] == [1, 3, 6, 9, 12, 15, 18, 20]
+    assert logged[-1]["loss"] < logged[0]["loss"] - 1
+    assert [line["step"] for line in logged] == [1, 3, 6, 9, 12, 15, 18, 20]
+    assert sum(line["tokens_per_second"] * line["seconds"] for line in logged) == pytest.approx(20 * STEP)
+    assert 0 < summary["seconds"] < took
     validated = [line for line in lines if "eval_loss_all" in line]
     assert [line["step"] for line in validated] == [10, 20]
     assert measure.call_count == 2  # the last validation is the final one
