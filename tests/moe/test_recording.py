@@ -11,6 +11,7 @@ def test_it_keeps_the_experts_of_the_last_pass_by_layer():
     moe = mixture("llama", moe_layers=[0, 2])
     ids = tokens()
     with RoutingRecorder(moe) as recorder, torch.no_grad():
+        assert recorder.ids_LTK == []
         moe(input_ids=ids[:1])
         logits = moe(input_ids=ids, output_router_logits=True).router_logits
     assert recorder.is_mixture
