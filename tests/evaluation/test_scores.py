@@ -84,6 +84,8 @@ def test_a_folder_is_scored_raw_and_over_problems_that_can_pass(tmp_path):
     assert [score.value for score in scores.raw] == [3 / 8, 2 / 4]
     assert [score.value for score in scores.passable] == [3 / 4, 2 / 2]
     assert set(scores.unpassable) == set(names[1:3])
+    fewer = fill(tmp_path / "humaneval-js-fewer-0.2-reworded", [2, 0], names=names[:2])
+    assert set(score_folder(fewer, partial=True).unpassable) == {names[1]}
     assert scores.tallies["HumanEval_3_y"] == Tally(2, 1)
     with pytest.raises(ConfigError, match="pass@3 cannot be told from 2"):
         score_folder(folder, [3], partial=True)
