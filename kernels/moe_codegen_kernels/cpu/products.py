@@ -95,9 +95,10 @@ def product(
 
 def outer_product(left_MN: Tensor, right_MK: Tensor, out_NK: Tensor) -> None:
     """out_NK = left_MN.T @ right_MK, summed in `wide` and rounded once: the gradient of one expert's matrix."""
+    if compiled.torch_is_native(out_NK.dtype):  # whose products of a few rows with as few are the faster ones, too
+        torch.mm(left_MN.to(out_NK.dtype).T, right_MK.to(out_NK.dtype), out=out_NK)
+        return
     left_NM = left_MN.T.contiguous()
-    if compiled.rounds_rows(out_NK.dtype):
-        right_MK = right_MK.to(out_NK.dtype)
     if out_NK.dtype == left_NM.dtype:
         _transposed_product(left_NM, right_MK, out_NK)
         return
