@@ -41,7 +41,7 @@ def expert_ffn(
     contributes nothing. weights_TK: (T, K), best float32. up: (E, G, D), up_bias: (E, G), down: (E, D, F),
     down_bias: (E, D), all of hidden's dtype; when gated, the gate is the first F rows of `up`. Under autocast
     all but weights_TK is cast to autocast's dtype. `recompute` keeps only hidden_TD for the backward pass, at
-    the price of one more product. Returns (T, D) of hidden's dtype. The same inputs give the same bits.
+    the price of one more product. Returns (T, D) of hidden's dtype. Repeated, it gives the same bits.
     """
     dtype = autocast_dtype(hidden_TD)
     if dtype is not None:

@@ -43,7 +43,7 @@ def quantised_expert_ffn(
     hidden_TD: (T, D) of any float dtype. expert_ids_TK: (T, K) integers; an id of E or more contributes nothing.
     weights_TK: (T, K), best float32. up, up_scales: `quantise_weight` of (E, G, D); down, down_scales: of (E, D, F);
     bits and groups show in dtypes and shapes. up_bias: (E, G), down_bias: (E, D), of any float dtype. Returns (T, D)
-    of hidden's dtype; the same inputs give the same bits. Raises ValueError where the arguments do not fit, or where
+    of hidden's dtype; repeated, it gives the same bits. Raises ValueError where the arguments do not fit, or where
     a gradient of the experts is asked for.
     """
     experts = (up, up_scales, up_bias, down, down_scales, down_bias)
