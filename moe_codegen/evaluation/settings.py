@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from moe_codegen.errors import ConfigError
+from moe_codegen.generation.completion import check_sampling
 from moe_codegen.settings import setting
 
 LANGUAGES = ("python", "java", "javascript", "cpp")
@@ -40,10 +41,7 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.max_tokens < 1:
             raise ConfigError(f"num_samples={self.num_samples} and max_tokens={self.max_tokens} must be at least 1")
-        if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature} must not be negative")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p} must lie above 0 and be at most 1")
+        check_sampling(self.temperature, self.top_p)
         if self.temperature == 0 and self.num_samples > 1:
             raise ConfigError(
                 f"num_samples={self.num_samples} at temperature 0 would be all the same; ask for one, "

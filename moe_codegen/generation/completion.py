@@ -16,6 +16,8 @@ from moe_codegen.generation.prompt import encode_prompt, find_sentinels
 from moe_codegen.modeling.modeling import CACHE
 from moe_codegen.moe import RoutingRecorder
 
+LEAST_TEMPERATURE = 1e-30  # logits divided by less may leave float32's range
+
 
 @dataclass(frozen=True)
 class Token:
@@ -217,13 +219,21 @@ class _Watcher(StoppingCriteria):
             length -= len(self.tokens[index].text)
 
 
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raise `ConfigError` where tokens cannot be drawn with these."""
+    if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:
+        raise ConfigError(
+            f"temperature={temperature} must be 0, which takes the likeliest token each time, or finite and at least "
+            f"{LEAST_TEMPERATURE}"
+        )
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"top_p={top_p} must lie above 0 and be at most 1")
+
+
 def _check(max_new_tokens: int, temperature: float, top_p: float, seed: int, stop: Sequence[str]) -> None:
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if not 0 <= temperature < math.inf:
-        raise ConfigError(f"temperature={temperature} must not be negative; 0 takes the likeliest token each time")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"top_p={top_p} must lie above 0 and be at most 1")
+    check_sampling(temperature, top_p)
     if not -(2**63) <= seed < 2**64:
         raise ConfigError(f"seed={seed} does not fit in 64 bits; give a smaller one")
     if isinstance(stop, str):

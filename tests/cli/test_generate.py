@@ -97,7 +97,7 @@ def test_a_prompt_in_another_encoding_is_continued_all_the_same(dense):
     [
         ((PROMPT, "--prefix", "x"), "give one of them"),
         ((PROMPT, "--show-routing"), "dense model routes nothing"),
-        ((PROMPT, "--temperature", "-1"), "must not be negative"),
+        ((PROMPT, "--temperature", "-1"), "temperature=-1.0 must be 0"),
         ((PROMPT, "--stop", ""), "empty stop string"),
     ],
 )

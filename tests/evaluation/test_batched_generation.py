@@ -162,7 +162,9 @@ class TestKeyedSampling:
     ("given", "message"),
     [
         ({"num_samples": 0}, "num_samples=0"),
-        ({"temperature": -1.0}, "must not be negative"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be 0"),
+        ({"temperature": 1e-40}, "temperature=1e-40 must be 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be 0"),
         ({"top_p": 0.0}, "must lie above 0"),
         ({"num_samples": 2}, "at temperature 0 would be all the same"),
     ],

@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 from moe_codegen import MoEConfig, MoEForCausalLM
 from moe_codegen.errors import CheckpointError, ConfigError
 from moe_codegen.generation import complete, load_model, shares_of_experts
+from moe_codegen.generation.completion import LEAST_TEMPERATURE
 from tests import tiny
 from tests.tiny import LAYOUTS, dense_model, save_dense
 
@@ -101,8 +102,8 @@ def test_sampling_is_reproducible_and_leaves_the_callers_random_state_alone(dens
 
 def test_nearly_no_probability_mass_leaves_only_the_likeliest_token(dense, tokenizer):
     greedy = complete(dense, tokenizer, PROMPT, max_new_tokens=8)
-    sampled = complete(dense, tokenizer, PROMPT, max_new_tokens=8, temperature=2.0, top_p=1e-6)
-    assert greedy.token_ids == sampled.token_ids
+    for settings in ({"temperature": 2.0, "top_p": 1e-6}, {"temperature": LEAST_TEMPERATURE}):
+        assert complete(dense, tokenizer, PROMPT, max_new_tokens=8, **settings).token_ids == greedy.token_ids
 
 
 @pytest.mark.parametrize("name", ["dense", "moe"])
@@ -149,6 +150,7 @@ def test_the_answer_ends_where_the_positions_do(dense, tokenizer):
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"temperature": -1}, "temperature=-1"),
         ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": 1e-40}, "temperature=1e-40"),
         ({"top_p": 0}, "top_p=0"),
         ({"seed": 2**64}, "does not fit in 64 bits"),
         ({"stop": [""]}, "empty stop string"),
