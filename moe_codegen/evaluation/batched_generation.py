@@ -92,10 +92,8 @@ class Writer:
 
     def _encode(self, problem: Problem) -> list[int]:
         prompt = problem.prompt.strip() if self._settings.strip_prompts else problem.prompt
-        ids = encode_prompt(self._tokenizer, prompt)
-        if self._settings.truncate_prompts and len(ids) + self._settings.max_tokens > self._positions:
-            return ids[-max(self._positions - self._settings.max_tokens, self._positions // 2) :]
-        return ids
+        room = max(self._positions - self._settings.max_tokens, self._positions // 2)
+        return encode_prompt(self._tokenizer, prompt, max_tokens=room if self._settings.truncate_prompts else None)
 
 
 @dataclass

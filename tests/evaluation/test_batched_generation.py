@@ -1,9 +1,11 @@
 """Completions: what `complete` writes, ended as MultiPL-E ends them, and the same in a batch of any size."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import GenerationConfig
 
 from moe_codegen import MoEConfig, MoEForCausalLM
@@ -117,6 +119,18 @@ def test_a_prompt_without_room_for_an_answer_is_refused_or_cut_at_its_beginning(
     writer.check([long])
     ids = tokenizer(long.prompt).input_ids[-48:]
     expected = model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, pad_token_id=4)[0, 48:]
+    assert writer.write([(long, 0)]).texts == [tokenizer.decode(expected, skip_special_tokens=True)]
+
+
+def test_a_prompt_that_is_cut_still_begins_with_the_tokenizers_first_token(tokenizer):
+    starting = copy.deepcopy(tokenizer)
+    starting.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    model, long = dense_model("llama"), Problem("long", "py", "(" * 80 + "def add", "", ())
+    ids = [0, *tokenizer(long.prompt).input_ids[-47:]]
+    expected = model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, pad_token_id=4)[0, 48:]
+    writer = Writer(model, starting, settings(truncate_prompts=True))
     assert writer.write([(long, 0)]).texts == [tokenizer.decode(expected, skip_special_tokens=True)]
 
 
