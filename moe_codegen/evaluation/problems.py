@@ -90,16 +90,18 @@ def _find(source: Path, dataset: str, language: str) -> Path:
 
 
 def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        yield from _datasets().load_dataset("parquet", data_files=str(path), split="train")
-        return
+    is_parquet = path.suffix == ".parquet"
     try:
+        if is_parquet:
+            yield from _datasets().load_dataset("parquet", data_files=str(path), split="train")
+            return
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for line in file:
                 if line.strip():
                     yield json.loads(line)
     except (OSError, EOFError, ValueError) as error:
-        raise ProblemError(f"{path} cannot be read as JSON lines: {error}") from error
+        kind = "Parquet" if is_parquet else "JSON lines"
+        raise ProblemError(f"{path} cannot be read as {kind}: {error}") from error
 
 
 def _hub_rows(dataset: str, language: str) -> Iterable[dict[str, Any]]:
@@ -130,8 +132,9 @@ def _problem(row: Mapping[str, Any], where: str) -> Problem:
             return _mbpp(row)
         return Problem(row["name"], row["language"], row["prompt"], row["tests"], tuple(row["stop_tokens"]))
     except (KeyError, TypeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ProblemError(
-            f"a row of {where} is no problem: {error} is missing; expected the columns of MultiPL-E "
+            f"a row of {where} is no problem: {why}; expected the columns of MultiPL-E "
             "(name, language, prompt, tests, stop_tokens), of HumanEval or of MBPP"
         ) from error
 

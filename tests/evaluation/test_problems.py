@@ -73,6 +73,7 @@ def test_mbpp_as_published_shows_its_tests_to_the_model(tmp_path):
         ([ROW, ROW], "names twice twice"),
         ([ROW | {"language": "js"}], "holds problems in js, asked for py"),
         ([{"name": "x"}], "is no problem: 'language' is missing"),
+        ([["x"]], "is no problem: list indices must be integers or slices, not str; expected"),
     ],
 )
 def test_rows_that_are_no_problems_are_refused(rows, message, tmp_path):
@@ -84,6 +85,9 @@ def test_a_damaged_file_and_an_unknown_dataset_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{")
     with pytest.raises(ProblemError, match="cannot be read as JSON lines"):
         read_problems("humaneval", "py", tmp_path / "rows.jsonl")
+    (tmp_path / "rows.parquet").write_text("x")
+    with pytest.raises(ProblemError, match=r"rows\.parquet cannot be read as Parquet"):
+        read_problems("humaneval", "py", tmp_path / "rows.parquet")
     with pytest.raises(ProblemError, match="expected one of humaneval, mbpp"):
         read_problems("apps", "py", tmp_path)
     with pytest.raises(ProblemError, match="humaneval_original is Python only"):
