@@ -5,7 +5,9 @@ here because earlier studies report it.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ LANGUAGES = ("python", "java", "javascript", "cpp")
 def codebleu(reference: str, candidate: str, language: str) -> float:
     """CodeBLEU of one text against one reference, its four parts weighing the same, between 0 and 1.
 
+    As the package has it, a data flow of which nothing matches counts as 1, as does a reference without any.
+
     Raises:
         ConfigError: a language that it is not defined for here, or the extra `codebleu` is not installed.
     """
@@ -31,7 +35,23 @@ def codebleu(reference: str, candidate: str, language: str) -> float:
         from codebleu import calc_codebleu
     except ModuleNotFoundError as missing:
         raise ConfigError(f"{missing.name} is missing: pip install 'moe-codegen[codebleu]'") from missing
-    return float(calc_codebleu([reference], [candidate], lang=name)["codebleu"])
+    with _without_warnings():
+        return float(calc_codebleu([reference], [candidate], lang=name)["codebleu"])
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence the package, which logs a line for each reference without data flow, to the root logger."""
+    root = logging.getLogger()
+    root.addFilter(_is_error)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def folder_codebleu(folder: Path, references: Mapping[str, str]) -> Interval:
@@ -47,7 +67,10 @@ def folder_codebleu(folder: Path, references: Mapping[str, str]) -> Interval:
     means = {}
     for problem, path in completion_files(folder).items():
         if problem not in references:
-            raise ResultError(f"there is no reference for {problem} of {folder}")
+            raise ResultError(
+                f"there is no reference for {problem} of {folder}; give one for each of its problems, or as DIR only a "
+                "language's folder that has them"
+            )
         completions = read_completions(path)
         scores = [
             codebleu(references[problem], completion, completions.language) for completion in completions.completions

@@ -27,6 +27,11 @@ def test_it_is_one_for_the_same_and_stays_high_for_a_wrong_program(language):
     assert parses(wrong, language)
 
 
+def test_a_reference_without_data_flow_is_compared_without_a_word(caplog):
+    assert codebleu("return 1\n", "return 1\n", "python") > 0.5
+    assert caplog.records == []
+
+
 def test_a_folder_is_the_mean_over_its_problems(tmp_path):
     def write(name, *texts):
         fixed = dict(prompt="", tests="", stop_tokens=(), temperature=0.2, top_p=0.95, max_tokens=64)
