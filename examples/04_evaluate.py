@@ -50,7 +50,7 @@ def evaluate(dense: Path, mixture: Path, problems: Path, out: Path, samples: int
         interval = "too few problems" if best.low is None else f"{best.low:.1%} to {best.high:.1%}"
         print(f"{model.name}: pass@{best.k} {best.value:.1%}, 95% interval: {interval}")
         for comparison in model.comparisons.values():
-            print(f"  - dense: {comparison.difference:+.1%}, p = {comparison.p_value:.3f} ({comparison.test})")
+            print(f"  - dense: {comparison.difference:+.1%}, p: {comparison.p_text} ({comparison.test})")
     print(evaluation.report[0])
 
 

@@ -53,7 +53,7 @@ def print_comparisons(comparisons: Mapping[str, Comparison], k: int) -> None:
             f"{each.b:.1%}",
             f"{each.difference:+.1%}",
             "-" if each.low is None or each.high is None else f"{100 * each.low:+.1f}, {each.high:+.1%}",
-            f"{each.p_value:.3f}",
+            each.p_text,
             "-" if each.smallest_detectable is None else f"{each.smallest_detectable:.1%}",
             f"{len(each.wins)} : {len(each.losses)}",
         ]

@@ -50,6 +50,11 @@ class Comparison:
         return self.b - self.a
 
     @property
+    def p_text(self) -> str:
+        """The p-value with three digits; less than they can show is only said to be less."""
+        return f"{self.p_value:.3f}" if self.p_value >= 0.0005 else "<0.001"
+
+    @property
     def wins(self) -> list[str]:
         """The problems that B solves more often, the clearest first."""
         return [name for name, difference in self._sorted() if difference > 0]

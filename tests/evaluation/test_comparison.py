@@ -44,6 +44,12 @@ def test_of_single_samples_the_problems_won_and_lost_are_named():
     assert comparison.p_value == mcnemar(2, 1)
 
 
+def test_a_p_value_too_small_for_its_digits_is_not_shown_as_zero():
+    apart = compare(single(*[0] * 20), single(*[1] * 20))
+    assert (apart.p_value, apart.p_text) == (mcnemar(20, 0), "<0.001")
+    assert compare(single(1, 0, 0, 0, 1), single(1, 1, 1, 0, 0)).p_text == "1.000"
+
+
 def test_of_several_samples_pass_at_k_differs_by_problem():
     a, b = {"x": Tally(4, 1), "y": Tally(4, 2)}, {"x": Tally(4, 3), "y": Tally(4, 2)}
     comparison = compare(a, b, k=2)

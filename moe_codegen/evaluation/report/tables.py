@@ -201,7 +201,7 @@ def _compared(first: LanguageScores | None, other: LanguageScores | None, k: int
     if first is None or other is None or first.tallies.keys() != other.tallies.keys():
         return None
     comparison = compare(first.tallies, other.tallies, k)
-    notes = [f"p = {comparison.p_value:.3f}, {comparison.test}"]
+    notes = [f"p: {comparison.p_text}, {comparison.test}"]
     if comparison.smallest_detectable is not None:
         notes.append(f"detectable: {100 * comparison.smallest_detectable:.1f}")
     silent = too_few(comparison.problems, *PROBLEMS)
