@@ -12,6 +12,7 @@ from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.held_out.line_places import Place
 from moe_codegen.evaluation.syntax import can_parse, parses
 from moe_codegen.generation import encode_prompt, find_sentinels, generate_plainly
+from moe_codegen.generation.completion import end_ids
 from moe_codegen.metrics.loss import told_languages
 
 Task = Literal["line", "fill"]
@@ -113,10 +114,7 @@ class _Ends(StoppingCriteria):
     """Ends each row at a token with a line end in it, or one that ends the text."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        configured = model.generation_config.eos_token_id
-        sentinels = find_sentinels(tokenizer)
-        texts = {*(configured if isinstance(configured, list) else [configured]), *tokenizer.all_special_ids}
-        self.texts = (texts - {None}) | (sentinels.ids if sentinels else set())
+        self.texts = end_ids(model, tokenizer, suffix="") | set(tokenizer.all_special_ids)
         vocabulary = max(model.config.vocab_size, len(tokenizer))
         pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         lines = {token for token, piece in enumerate(pieces) if "\n" in piece}
