@@ -12,10 +12,10 @@ from moe_codegen.errors import ConfigError, ResultError
 from moe_codegen.evaluation.comparison import compare
 from moe_codegen.evaluation.held_out.measures import measure
 from moe_codegen.evaluation.multipl_e import Completions, Result, folder_name, write_completions, write_results
-from moe_codegen.evaluation.report import write_report
-from moe_codegen.evaluation.report.figures import draw_values
+from moe_codegen.evaluation.report import programs, write_report
+from moe_codegen.evaluation.report.figures import draw_failures, draw_values
 from moe_codegen.evaluation.report.page import gather
-from moe_codegen.evaluation.report.programs import Line, diff
+from moe_codegen.evaluation.report.programs import Failures, Line, diff
 from moe_codegen.evaluation.report.runs import read_runs
 from moe_codegen.evaluation.report.tables import Cell, Row, SideBySide
 from moe_codegen.evaluation.run_folder import RunRecord
@@ -166,6 +166,15 @@ def test_wins_and_losses_come_with_both_programs(folders, page):
     assert "moe 2 of 2" in page.read_text()
 
 
+def test_that_programs_were_left_out_is_said(folders, page, tmp_path, monkeypatch):
+    said = "The clearest of each are shown."
+    assert said not in page.with_suffix(".md").read_text()
+    monkeypatch.setattr(programs, "SHOWN", 0)
+    short, markdown, *_ = write_report(folders, tmp_path / "report.html")
+    assert said in markdown.read_text()
+    assert "The 0 clearest are shown." in short.read_text()
+
+
 def test_languages_without_a_difference_share_one_sentence(folders, tmp_path):
     shutil.copytree(folders[0], tmp_path / "twin")
     page = write_report([folders[0], tmp_path / "twin"], tmp_path / "report.html")[0].read_text()
@@ -212,6 +221,18 @@ def test_a_picture_shows_every_value_that_was_measured_with_its_interval(tmp_pat
     assert ends == [[[25, 100], [25, 25]], [[50, 80]]]
 
 
+def test_a_picture_of_failures_has_their_kinds_in_the_pages_order(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    shown = []
+    monkeypatch.setattr(plt, "close", shown.append)
+    counts = ({"WrongAnswer": 2, "Timeout": 1}, {"Passed": 2, "CompileError": 1})
+    draw_failures(
+        [Failures("humaneval py", str(number), each) for number, each in enumerate(counts)], tmp_path / "f.png"
+    )
+    labels = [text.get_text() for text in shown[0].axes[0].get_legend().get_texts()]
+    assert labels == ["Passed", "CompileError", "WrongAnswer", "Timeout"]
+
+
 def test_every_setting_and_hash_is_told(folders, page):
     text = page.read_text()
     for run in gather(folders).runs:
@@ -219,6 +240,8 @@ def test_every_setting_and_hash_is_told(folders, page):
             assert sha256 in text
         assert run.measures["loss"]["documents"]["sha256"] in text
     assert "max_new_tokens" in text
+    assert "reworded.count" in text
+    assert "reworded.names" not in text
 
 
 def test_the_verb_writes_the_same_page_again(folders, page, tmp_path):

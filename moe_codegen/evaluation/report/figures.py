@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moe_codegen.evaluation.report.heat_maps import HeatMap
-from moe_codegen.evaluation.report.programs import Failures
+from moe_codegen.evaluation.report.programs import Failures, order_kinds
 from moe_codegen.evaluation.report.tables import SideBySide
 
 COLOURS = ("#3b6fb6", "#d9822b", "#3f9b72", "#a05fb4", "#8a8f98", "#c0504d", "#b59b2f", "#5bb0c4", "#6b5b4b")
@@ -42,7 +42,7 @@ def draw_values(table: SideBySide, labels: Sequence[str], path: Path) -> None:
 def draw_failures(found: Sequence[Failures], path: Path) -> None:
     """How programs ended, a bar for each run and language."""
     figure, axis = _axes(1.4 + 0.34 * len(found))
-    kinds = list(dict.fromkeys(kind for each in found for kind in each.counts))
+    kinds = order_kinds({kind for each in found for kind in each.counts})
     names = [f"{each.name}, {each.label}" for each in found]
     left = np.zeros(len(found))
     for kind, colour in zip(kinds, COLOURS * len(kinds), strict=False):

@@ -46,7 +46,7 @@ class Content:
         parts = [f"{problems:,} problems to solve" if problems else "", f"{files:,} held-out files" if files else ""]
         models = f"{len(self.runs)} models" if len(self.runs) > 1 else "One model"
         lead = f"{models}, measured on {' and '.join(part for part in parts if part) or 'what is below'}."
-        return f"{lead} Every difference is from {self.labels[0]}, over the same ones." if len(self.runs) > 1 else lead
+        return f"{lead} Differences are from {self.labels[0]}, on the same data." if len(self.runs) > 1 else lead
 
     @property
     def sections(self) -> list[str]:

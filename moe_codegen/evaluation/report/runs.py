@@ -81,7 +81,10 @@ class EvaluatedRun:
         """Title -> everything that the results depend on."""
         told: dict[str, Mapping[str, Any]] = {"Model": self.model}
         if self.run:
-            problems = {name: {**each, "names": None} for name, each in self.run.problems.items()}
+            problems = {
+                folder: {key: value for key, value in each.items() if key != "names"}
+                for folder, each in self.run.problems.items()
+            }
             told |= {"Problems": problems, "Sampling": self.run.settings, "Execution": self.run.execution}
             told |= {"Generation": self.run.generation, "Versions": self.run.versions}
         for name, record in self.measures.items():
