@@ -12,7 +12,11 @@ from moe_codegen.errors import MoECodegenError
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Folders of `evaluate run` and `evaluate measure`.", show_default=False),
+        typer.Argument(
+            metavar="RUN...",
+            help="Of each model its folder: OUT/NAME of `evaluate run`, OUT of `evaluate measure`.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The page to write; Markdown and pictures come beside it.")] = Path(
         "report.html"

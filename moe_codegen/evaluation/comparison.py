@@ -29,7 +29,7 @@ class Comparison:
             permutation test that swaps A and B within problems.
         test: which of the two.
         smallest_detectable: the difference that so many problems would show at the 5% level 4 times in 5; None where
-            no problem differs.
+            all problems differ alike, or none does.
         differences: problem -> B - A.
     """
 

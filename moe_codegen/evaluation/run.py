@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_codegen.errors import ConfigError, OutputError
-from moe_codegen.evaluation.comparison import Comparison, compare_folders
+from moe_codegen.evaluation.comparison import Comparison, compare
 from moe_codegen.evaluation.execution.bench import OnProgress, open_bench
 from moe_codegen.evaluation.generate import GenerationReport, generate
 from moe_codegen.evaluation.held_out.estimates import Estimate, differences, estimates
@@ -21,7 +21,7 @@ from moe_codegen.evaluation.loaded_model import load
 from moe_codegen.evaluation.problems import read_problems
 from moe_codegen.evaluation.report import write_report
 from moe_codegen.evaluation.run_folder import MEASURES, RUN_FILE
-from moe_codegen.evaluation.scores import LanguageScores, score_folder
+from moe_codegen.evaluation.scores import LanguageScores, by_dataset, score_folder
 from moe_codegen.evaluation.settings import RunSettings
 from moe_codegen.generation import check_model
 
@@ -116,12 +116,13 @@ def run(
             compared, apart = {}, []
             if done:
                 first = done[0]
-                compared = compare_folders(out / first.name, folder)
+                one, other = by_dataset(first.scores), by_dataset(scores)
+                compared = {dataset: compare(one[dataset].tallies, other[dataset].tallies) for dataset in other}
                 apart = [
-                    one
+                    each
                     for kind in measures
                     if kind in first.measures
-                    for one in differences(measures[kind], first.measures[kind])
+                    for each in differences(measures[kind], first.measures[kind])
                 ]
             done.append(EvaluatedModel(name, programs, scores, measures, compared, apart))
             del loaded  # before the next is loaded

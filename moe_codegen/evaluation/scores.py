@@ -50,7 +50,7 @@ class LanguageScores:
     """The scores of one folder.
 
     Attributes:
-        samples: of each problem.
+        samples: of each problem, at least.
         raw: over all problems, which is what others publish.
         passable: over those that some completion can pass.
         unpassable: the others, with the reason.

@@ -1,6 +1,7 @@
 """One command for everything: what the halves left is taken up, nothing is done twice, and the report holds it all."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,18 @@ def test_two_models_are_measured_compared_and_reported_and_again_nothing_is_done
     again = run(models, tmp_path, settings)
     assert again.models[1].scores == copies.scores
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@needs("py")
+def test_languages_that_the_first_model_alone_has_from_before_are_left_out_of_the_comparison(world, tmp_path):
+    folder, settings = world
+    settings = replace(settings, held_out=None)
+    (dense,) = run({"dense": folder / "dense"}, tmp_path, settings).models
+    (python,) = dense.programs.folders
+    shutil.copytree(python, python.with_name(python.name.replace("-py-", "-lua-")))
+    both = run({"dense": folder / "dense", "copies": folder / "moe"}, tmp_path, settings)
+    assert both.models[1].comparisons.keys() == {"humaneval py"}
+    assert "not measured" in both.report[0].read_text()
 
 
 @needs("py")

@@ -29,7 +29,7 @@ class Compilation:
         command: leaves `artifact` in its folder.
         artifact: the file that is taken on to the run.
         seconds: it may take.
-        precompiled: a header in front of a program that begins with it, as `Precompiled`; None for none.
+        precompiled: what most programs begin with, compiled once by `CommandCompiler`; None for nothing.
         server: the name of a compiler that stays and is asked for each program, as `JavaCompiler`; "" for none.
     """
 

@@ -139,7 +139,8 @@ def _read(folder: Path) -> EvaluatedRun:
     scored = [score_folder(child) for child in children if child.is_dir() and result_files(child)]
     if not (scored or measures):
         raise ResultError(
-            f"{folder} holds no results; make some with `moe-codegen evaluate run` or `moe-codegen evaluate measure`"
+            f"{folder} holds no results of a model; give OUT/NAME of `moe-codegen evaluate run`, or OUT of "
+            "`moe-codegen evaluate execute` or `moe-codegen evaluate measure`"
         )
     models = [*([run.model] if run else []), *(record["model"] for record in measures.values())]
     model = models[0] if models else {"name": folder.name}

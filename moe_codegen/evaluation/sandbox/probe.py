@@ -1,4 +1,4 @@
-"""Runs inside the sandbox and tries to get out; prints one line of JSON: what it managed to do, {} if nothing.
+"""Runs inside the sandbox and tries to get out; prints one line of JSON: what it managed to do, [] if nothing.
 
 It knows nothing but what it is given as its one argument: what there is to be found outside.
 """
