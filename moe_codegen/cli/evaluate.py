@@ -86,7 +86,7 @@ def run_command(
     out: OutArgument,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate models side by side, from programs to the report; again to go on.
+    """Evaluate models side by side, from programs to the report; a killed run goes on where it was.
 
     Each completes the problems, and its programs run in a sandbox; with --held-out it is measured on files, too.
     """
@@ -146,7 +146,7 @@ def generate_command(
 
 @_command("execute", ExecutionSettings)
 def execute_command(execution: ExecutionSettings, folder: DirArgument, as_json: AsJson = False) -> None:
-    """Run the programs of a folder of completions, and write MultiPL-E's result files beside them; again to go on."""
+    """Run the programs of a folder of completions, and write MultiPL-E's result files beside them."""
     _warn(execution)
     with count_bar(console.messages) as progress:
         counts = execute(folder, execution, progress)
@@ -174,7 +174,7 @@ def compare_command(
     partial: Partial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two models on the same problems, in pairs: B - A, its interval, its p-value, and what could be seen."""
+    """Compare two models problem by problem: B - A, its interval, its p-value, the smallest detectable difference."""
     comparisons = compare_folders(first, second, k, partial=partial)
     if as_json:
         console.print_json({name: comparison_record(each) for name, each in comparisons.items()})

@@ -64,8 +64,8 @@ def print_comparisons(comparisons: Mapping[str, Comparison], k: int) -> None:
     console.output.print(table(columns, rows))
     tests = " or ".join(sorted({each.test for each in comparisons.values()}))
     console.messages.print(
-        f"A, B: pass@{k} on n problems; p: {tests}; detects: the smallest difference that n problems would show at the "
-        "5% level 4 times in 5; B : A: the problems that each solves more often",
+        f"A, B: pass@{k} on n problems; p: {tests}; detects: the smallest difference that a test of n problems at the "
+        "5% level would find with a power of 80%; B : A: the problems that each solves more often",
         style="dim",
     )
 

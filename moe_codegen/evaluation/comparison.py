@@ -28,8 +28,8 @@ class Comparison:
         p_value: two-sided, of no difference: McNemar's exact test where each problem has one sample, else a
             permutation test that swaps A and B within problems.
         test: which of the two.
-        smallest_detectable: the difference that so many problems would show at the 5% level 4 times in 5; None where
-            all problems differ alike, or none does.
+        smallest_detectable: the difference that a test of so many problems at the 5% level would find with a power of
+            80%; None where all problems differ alike, or none does.
         differences: problem -> B - A.
     """
 

@@ -30,7 +30,7 @@ class LoadedModel:
 
 
 def load(source: str | Path | LoadedModel, settings: ModelSettings, name: str = "") -> LoadedModel:
-    """The model of a folder or Hub id, called `name` or as its folder is; one that is loaded already as it is."""
+    """Load the model of a folder or Hub id, named `name` or after its folder; return a loaded one unchanged."""
     if isinstance(source, LoadedModel):
         return source
     dtype = getattr(torch, settings.dtype) if settings.dtype else None

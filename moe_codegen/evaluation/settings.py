@@ -19,7 +19,7 @@ class ProblemSettings:
     problems: str | None = setting(
         None, "local .jsonl or .parquet file, or folder of them; otherwise the Hub", is_path=True
     )
-    limit: int = setting(0, "only the first so many problems of each language; 0: all")
+    limit: int = setting(0, "problems of each language at most, the first ones; 0: all")
 
     def __post_init__(self) -> None:
         if self.limit < 0:
@@ -90,12 +90,12 @@ class MeasureSettings:
     languages: tuple[str, ...] = setting(LANGUAGES, "languages to measure; may be given again")
     documents: int = setting(200, "files of each language at most")
     per_repository: int = setting(10, "files of one repository at most")
-    characters: int = setting(8000, "of each file its first lines of so many characters")
+    characters: int = setting(8000, "of each file at most, in whole lines")
     window: int | None = setting(None, "tokens the model sees at once; otherwise its positions, up to 2048")
     batch_tokens: int = setting(4096, "tokens that go through the model together")
     places: int = setting(1, "lines of each file to complete")
     context: int = setting(512, "tokens of prompt for a line at most")
-    max_new_tokens: int = setting(48, "tokens at which a line is given up")
+    max_new_tokens: int = setting(48, "tokens of a completed line at most")
     seed: int = setting(0, "of the choice of files and lines")
 
     def __post_init__(self) -> None:

@@ -114,7 +114,7 @@ def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
         "pass@k",
         "Share of problems solved within k samples (arXiv 2107.03374, eq. 1), over all problems, with 95% intervals "
         "over problems: the bootstrap's, or Wilson's where each is solved always or never. Differences are paired by "
-        "problem; detectable is the smallest that so many problems would show at the 5% level 4 times in 5.",
+        "problem; detectable is the smallest that a test at the 5% level would find with a power of 80%.",
         rows,
         percent=True,
     )
