@@ -92,7 +92,8 @@ def agreement(title: str, summaries: Sequence[Mapping[str, Any]]) -> str:
             f"layer {layers[0]['layer']}: accuracy {accuracy:.2f}, information {information:.3f}, "
             f"busiest {busiest:.2f}x"
         )
-    return f"routing by language, {title} (chance {1 / len(LANGUAGES):.2f}): {'; '.join(parts)}"
+    chance = 1 / len(summaries[0]["layers"][0]["share"])  # of the experts, the base's own included
+    return f"routing by language, {title} (chance {chance:.2f}): {'; '.join(parts)}"
 
 
 def distances(title: str, by_seed: Sequence[tuple[float, float]]) -> str:

@@ -8,9 +8,10 @@ import pytest
 from benchmarks.study.curves import crossing
 from benchmarks.study.data import StudyData
 from benchmarks.study.estimates import estimate, estimate_differences
+from benchmarks.study.findings import agreement
 from benchmarks.study.protocol import COMPARISONS, LANGUAGES, LONGEST_DENSE, MIXTURES, RIVALS, SCALES, budget
 from moe_codegen.errors import SourceError
-from moe_codegen.metrics import DocumentLosses
+from moe_codegen.metrics import DocumentLosses, LoadCounts, load_summary
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
@@ -102,3 +103,9 @@ def test_curves_of_different_points_are_compared_where_both_have_been():
     assert crossing([1.5, 3.0, 9.0], [2.4, 0.9, 7.0], [0.0, 4.0], [4.0, 0.0]) == 1.5
     assert crossing([1.5, 2.0, 3.0], [2.6, 1.9, 0.9], [0.0, 4.0], [4.0, 0.0]) == 2.0
     assert crossing([8.0, 9.0], [0.0, 0.0], [0.0, 4.0], [4.0, 0.0]) is None
+
+
+@pytest.mark.parametrize(("experts", "chance"), [(4, "0.25"), (5, "0.20")])
+def test_chance_is_that_of_as_many_experts_as_there_are(experts, chance):
+    uniform = LoadCounts(LANGUAGES, (0,), *(np.full((len(LANGUAGES), 1, experts), 10) for _ in range(2)))
+    assert f"(chance {chance}): layer 0: accuracy {chance}," in agreement("mixed", [load_summary(uniform)])
