@@ -203,8 +203,8 @@ class MoEConfig(PreTrainedConfig):
         names = self.expert_names
         if names is not None and len(names) * split != experts:
             raise ConfigError(f"{len(names)} expert_names for {experts // split} experts; give one for each")
-        if names is not None and len(set(names)) < len(names):
-            raise ConfigError(f"expert_names={names} call two experts alike; give each a name of its own")
+        if names is not None and (len(set(names)) < len(names) or "" in names):
+            raise ConfigError(f"expert_names={names} must all differ, and none be empty; give each expert its own name")
 
     def _check_language_routing(self) -> None:
         kind = self.language_routing

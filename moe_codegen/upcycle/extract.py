@@ -57,8 +57,7 @@ def extract(
 
     The result has the layout of the mixture's dense source, and its `config.json` but for what was set since. What was
     upcycled from copies comes back bit for bit (but for mask buffers, which hold no weights). Everything outside the
-    experts is the mixture's.
-    A shared expert counts with its share of the output.
+    experts is the mixture's. A shared expert counts with its share of the output.
 
     Args:
         source: the mixture, a folder or hub id.
@@ -241,15 +240,15 @@ def _expert_weights(
     if expert is not None and weights is not None:
         raise ConfigError("expert and weights exclude each other: one expert, or a merge")
     names = expert_names(config)
-    asked = {str(expert): 1.0} if expert is not None else {str(k): w for k, w in (weights or {}).items()}
+    asked = {expert: 1.0} if expert is not None else weights or dict.fromkeys(names, 1.0)
     chosen: dict[str, float] = {}
-    for key, weight in (asked or dict.fromkeys(names, 1.0)).items():
+    for key, weight in ((str(key), weight) for key, weight in asked.items()):
         # An index is understood where experts have names, too.
         name = names[int(key)] if key not in names and key.isdecimal() and int(key) < len(names) else key
         if name not in names:
             raise ConfigError(f"no expert is called {name!r}; there are {', '.join(names)}")
         if name in chosen:
-            raise ConfigError(f"weights gives expert {name!r} twice, by its name and by its number")
+            raise ConfigError(f"weights gives expert {name!r} twice; give it once, by its name or its number")
         chosen[name] = weight
     normalised = shares(chosen)
     if normalised is None:

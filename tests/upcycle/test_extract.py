@@ -213,6 +213,7 @@ def test_a_shared_expert_counts_with_its_share(tmp_path):
         ({"weights": {"first": float("nan"), "second": 1}}, "not negative, and not all zero"),
         ({"weights": {"first": float("inf")}}, "not negative, and not all zero"),
         ({"weights": {"first": 1, 1: 2}}, "expert 'first' twice"),
+        ({"weights": {1: 1, "1": 2}}, "expert 'first' twice"),
         ({"max_shard_size": "much"}, "not a size such as '500MB'"),
     ],
 )
