@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
 
-@use_experts_implementation(has_gate=False, has_bias=True)
+@use_experts_implementation
 class _ExpertLoop(nn.Module):
     """The plain loop over experts, `experts_implementation="eager"`: the meaning every other one must match."""
 
