@@ -94,6 +94,17 @@ def gradients_of(family, layout):
     return whole, norm.item()
 
 
+def weights_held(family, layouts):
+    """Layout -> how many weights of experts, and of everything else, are in this process."""
+    held = {}
+    for layout in layouts:
+        experts, rest = [], []
+        for name, parameter in wrapped(model_of(family), layout).named_parameters():
+            (experts if ".experts." in name else rest).append(getattr(parameter, "_local_tensor", parameter).numel())
+        held[layout] = sum(experts), sum(rest)
+    return held
+
+
 def each_layout(family, layouts):
     """Layout -> losses and gradients, in this process."""
     return {layout: (losses_of(family, layout), gradients_of(family, layout)) for layout in layouts}

@@ -6,7 +6,7 @@ import pytest
 
 from moe_codegen.training.parallel.mesh import ProcessLayout
 from tests.training.parallel import processes
-from tests.training.parallel.runs import each_layout
+from tests.training.parallel.runs import each_layout, weights_held
 
 LAYOUTS = {
     "2, DDP": ProcessLayout(2),
@@ -50,3 +50,14 @@ def test_every_gradient_is_that_of_one_process_and_so_is_the_norm_that_clips_the
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_process_holds_its_share_of_the_experts_and_of_the_rest(world_size):
+    alone = ProcessLayout()
+    experts, rest = weights_held("phi", [alone])[alone]
+    layouts = [layout for layout in LAYOUTS.values() if layout.world_size == world_size]
+    for held in processes.run(world_size, weights_held, "phi", layouts):
+        for layout, (held_experts, held_rest) in held.items():
+            assert held_experts == experts / max(layout.fsdp_size, layout.ep_size), layout
+            assert held_rest == pytest.approx(rest / layout.fsdp_size, rel=0.02), layout
