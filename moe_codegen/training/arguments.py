@@ -1,11 +1,12 @@
 """A run's settings as transformers' TrainingArguments."""
 
 import dataclasses
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from moe_codegen.errors import ConfigError
@@ -14,9 +15,16 @@ from moe_codegen.training.settings import TrainSettings
 
 CHECKPOINTS = 10  # in a run, where nothing else is asked for
 # Where transformers' own suit us less. Memory can be pinned only for an accelerator; and without one, processes that
-# torchrun started know of one another only where they are told to use the CPU.
+# torchrun started know of one another only where they are told to use the CPU. Every trained parameter has a gradient
+# in every pass, so DDP need not search for those that have none.
 HAS_ACCELERATOR = torch.accelerator.is_available()
-DEFAULTS = dict(adam_beta2=0.95, report_to=[], dataloader_pin_memory=HAS_ACCELERATOR, use_cpu=not HAS_ACCELERATOR)
+DEFAULTS = dict(
+    adam_beta2=0.95,
+    report_to=[],
+    dataloader_pin_memory=HAS_ACCELERATOR,
+    use_cpu=not HAS_ACCELERATOR,
+    ddp_find_unused_parameters=False,
+)
 
 # Fields that would do nothing here, or break what a run promises, and what to set instead.
 REPLACED = {
@@ -26,16 +34,18 @@ REPLACED = {
     "train_sampling_strategy": "packed sequences are of one length, and drawn in an order that seed decides",
     "average_tokens_across_devices": "every token of a batch counts alike, whichever process has it",
     "resume_from_checkpoint": "the same command again goes on from the last checkpoint",
+    "include_num_input_tokens_seen": "every line of the history has the tokens so far",
     "per_device_eval_batch_size": "documents are measured in batches of 4096 tokens",
 }
 
 
-def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
-    """The arguments of a run of `steps` optimiser steps whose checkpoints go to `folder`.
+def training_arguments(settings: TrainSettings, folder: Path, steps: int, model: PreTrainedModel) -> TrainingArguments:
+    """The arguments of a run that trains `model` for `steps` optimiser steps; its checkpoints go to `folder`.
 
     Raises:
         ConfigError: `trainer` names an unknown field, one that the run file has a name of its own for, or one that
-            would do nothing; the batch cannot be shared among the processes; or one process has several GPUs.
+            would do nothing or needs a package that is not installed; the batch cannot be shared among the processes;
+            or one process has several GPUs.
     """
     if settings.precision == "fp16" and not HAS_ACCELERATOR:
         raise ConfigError("precision='fp16' needs a GPU: on the CPU it would change nothing; use 'bf16' or 'float32'")
@@ -78,8 +88,12 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int) -> Tra
             raise ConfigError(f"trainer.{name} has no place here: {REPLACED[name]}. Leave it out")
     try:
         arguments = TrainingArguments(**ours, **{**DEFAULTS, **settings.trainer})
+        # These say what is not installed.
         for reporter in get_reporting_integration_callbacks(arguments.report_to):
-            reporter()  # says what is not installed
+            reporter()
+        Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        if arguments.use_liger_kernel:
+            import_module("liger_kernel")
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ConfigError(f"transformers refuses these settings: {error}") from error
     if arguments.n_gpu > 1:  # Trainer would take as many micro-batches at once

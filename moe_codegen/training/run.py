@@ -71,7 +71,7 @@ def train(
     steps = steps_of(settings, data, flops)
     trainer = MoETrainer(
         model,
-        training_arguments(settings, folder.checkpoints, steps),
+        training_arguments(settings, folder.checkpoints, steps, model),
         data,
         validation_documents(settings.validation, tokenizer, settings.validation_tokens) if settings.validation else [],
         tokenizer,
@@ -90,7 +90,7 @@ def train(
         "steps": steps,
         "tokens": tokens,
         "passes": steps * settings.batch_size / len(data),
-        "tokens_by_language": data.tokens_by_language,
+        "data_tokens_by_language": data.tokens_by_language,
         "training_flops_per_token": flops,
         "training_flops": flops * tokens,
         "validation": {name: asdict(interval) for name, interval in trainer.validate().items()},

@@ -59,7 +59,7 @@ class TrainSettings:
         check_between(self, 0, math.inf, "weight_decay", "max_grad_norm")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup={self.warmup} is a share of the steps and should lie between 0 and 1")
-        if not 0 < self.decay <= 1 - self.warmup:
+        if self.schedule == "warmup_stable_decay" and not 0 < self.decay <= 1 - self.warmup:
             raise ConfigError(f"decay={self.decay} is a share of the steps: above 0, and with warmup at most 1")
         self._check_sharing()
         if self.trainer.get("label_smoothing_factor"):

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from moe_codegen import upcycle
 from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
@@ -32,6 +34,7 @@ def refused(settings, folder, error, message):
         (dict(trainer={"learnin_rate": 0.1}), "did you mean `learning_rate`"),
         (dict(trainer={"optim": "sgdm"}), "transformers refuses these settings: sgdm is not a valid OptimizerNames"),
         (dict(trainer={"num_train_epochs": 3}), "tokens says how long"),
+        (dict(trainer={"include_num_input_tokens_seen": True}), "every line of the history has the tokens so far"),
         (dict(trainer={"report_to": ["tensorbord"]}), "refuses these settings: tensorbord is not supported"),
         pytest.param(
             dict(precision="fp16"),
@@ -68,6 +71,18 @@ def test_a_reporter_that_is_not_installed(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
     settings = from_scratch(corpus, trainer={"report_to": ["tensorboard"]})
     refused(settings, tmp_path, ConfigError, "refuses these settings: .*requires tensorboard")
+
+
+def test_kernels_that_are_not_installed(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    settings = from_scratch(corpus, trainer={"use_liger_kernel": True})
+    refused(settings, tmp_path, ConfigError, "refuses these settings: import of liger_kernel")
+
+
+def test_an_optimiser_that_is_not_installed(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", Mock(side_effect=ImportError("install bitsandbytes")))
+    settings = from_scratch(corpus, trainer={"optim": "adamw_8bit"})
+    refused(settings, tmp_path, ConfigError, "refuses these settings: install bitsandbytes")
 
 
 def test_several_gpus_in_one_process(corpus, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import xxhash
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_codegen import MoEForCausalLM, upcycle
+from moe_codegen.data import read_manifest
 from moe_codegen.errors import ConfigError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train, trainer
 from moe_codegen.training.data import validation_documents
@@ -69,6 +70,7 @@ def test_a_model_from_scratch_learns_and_leaves_its_story(corpus, tmp_path, monk
     assert set(summary["validation"]) == {*LANGUAGES, "all"}
     assert summary["validation"]["all"]["clusters"] == 12
     assert (summary["steps"], summary["tokens"]) == (20, 20 * STEP)
+    assert summary["data_tokens_by_language"] == read_manifest(corpus.mixed)["tokens_by_language"]
     assert read_run(DenseSettings, tmp_path / "out" / "run.toml") == settings
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
 
@@ -80,6 +82,10 @@ def test_the_learning_rate_stays_at_the_peak_and_then_falls_to_zero(corpus, tmp_
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     # The rate that a step was made with: two steps up, to the fourth from the end at the peak, four down.
     assert [rate / max(rates) for rate in rates] == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_run_may_warm_up_nearly_to_its_end(corpus):
+    from_scratch(corpus, warmup=0.95).check()  # `decay` is of another schedule
 
 
 def test_a_seed_of_the_datas_own_decides_its_order(corpus, base, tmp_path):

@@ -1,5 +1,7 @@
-"""Runs that can be stopped: `train` with a callback that waits, or raises."""
+"""Runs of one process among several: whole, overheard, or with a callback that waits or raises."""
 
+import os
+import tempfile
 import time
 
 from transformers import TrainerCallback
@@ -39,3 +41,12 @@ def train_until(settings, out, step):
 
 def train_whole(settings, out):
     return train(settings, out)
+
+
+def train_heard(settings, out):
+    """The lines of this process on standard error, those of torch's C++ included."""
+    with tempfile.TemporaryFile() as heard:
+        os.dup2(heard.fileno(), 2)
+        train(settings, out)
+        heard.seek(0)
+        return heard.read().decode().splitlines()

@@ -11,8 +11,8 @@ from moe_codegen import MoEForCausalLM, upcycle
 from moe_codegen.training import MixSettings, train
 from moe_codegen.training.history import read_history
 from tests.training.parallel import processes
-from tests.training.parallel.interrupted import train_slowly, train_until, train_whole
-from tests.training.runs import LENGTH
+from tests.training.parallel.interrupted import train_heard, train_slowly, train_until, train_whole
+from tests.training.runs import LANGUAGES, LENGTH
 
 STEPS, SIZE = 12, 8
 
@@ -49,6 +49,17 @@ def test_bf16_on_two_that_share_the_experts_is_near_float32_on_one(settings, tmp
     alone, shared = losses(tmp_path / "alone"), losses(tmp_path / "shared")
     assert shared == pytest.approx(alone, rel=5e-3)
     assert shared != pytest.approx(alone, rel=1e-6)
+
+
+def test_no_process_searches_for_parameters_without_gradients_and_none_has_any(settings, corpus, base, tmp_path):
+    experts = dict.fromkeys(LANGUAGES, base)
+    upcycle(base, tmp_path / "moe", experts=experts, shared_expert=True, noise_std=0.1)
+    brief = dict(model=str(tmp_path / "moe"), tokens=3 * SIZE * LENGTH, validation="", evaluate_every=None)
+    told = dataclasses.replace(settings, **brief, language_routing="prior", gradient_checkpointing=False)
+    for said in processes.run(2, train_heard, told, tmp_path / "shared"):
+        assert not [line for line in said if "find_unused_parameters" in line]
+    train(told, tmp_path / "alone")
+    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
 
 
 def test_a_run_killed_on_four_goes_on_on_one_and_ends_on_two_as_on_one(settings, tmp_path):
