@@ -13,6 +13,7 @@ from moe_codegen.checkpoint import read_json, resolve_source
 from moe_codegen.errors import ConfigError, TokenizerError
 from moe_codegen.generation import load_model
 from moe_codegen.modeling import MoEConfig, MoEForCausalLM
+from moe_codegen.modeling.quantisation import quantisation_of
 from moe_codegen.moe import Experts, TopKRouter
 from moe_codegen.training.settings import DenseModelSettings, MixSettings, TrainSettings
 
@@ -21,7 +22,7 @@ def load_for_training(settings: TrainSettings) -> tuple[PreTrainedModel, Any]:
     """The model in fp32, its trained part requiring gradients, and its tokenizer.
 
     Raises:
-        ConfigError: a dense model where a mixture is wanted, or the other way round.
+        ConfigError: a dense model where a mixture is wanted, or the other way round; a mixture with quantised experts.
         CheckpointError: it is not there, or cannot be used.
         TokenizerError: it has no tokenizer.
     """
@@ -36,7 +37,13 @@ def read_config(settings: TrainSettings) -> PreTrainedConfig:
     file = config_file(source)
     model_type = read_json(file).get("model_type", "")
     if isinstance(settings, MixSettings):
-        return MoEConfig.from_pretrained(file.parent)
+        config = MoEConfig.from_pretrained(file.parent)
+        if (quantisation := quantisation_of(config)) is not None:
+            raise ConfigError(
+                f"the experts of {source} are quantised ({quantisation}) and cannot be trained; train the mixture that "
+                "it was made from, and quantise the result"
+            )
+        return config
     if not (is_known(model_type) if settings.model else model_type in ARCHITECTURES):
         raise ConfigError(
             f"{source} is of model_type {model_type!r}, not a supported dense model ({', '.join(ARCHITECTURES)}); "

@@ -20,14 +20,14 @@ class TrainSettings:
     model: str = setting("", "checkpoint to start from: a folder or hub id", is_path=True)
     train: tuple[str, ...] = setting((), "folders of `data pack`; several are mixed", is_path=True)
     validation: str = setting("", "documents to measure the loss on: `validation` of `data split`", is_path=True)
-    validation_tokens: int = setting(50_000, "tokens of validation for each language, about: whole files")
+    validation_tokens: int = setting(50_000, "about how many tokens of validation for each language, in whole files")
     tokens: int | None = setting(None, "tokens to train on, padding included; otherwise every sequence once")
     batch_size: int = setting(32, "sequences an optimiser step, over all processes")
     micro_batch_size: int = setting(8, "sequences a process takes at once; divides batch_size / processes")
     learning_rate: float = setting(3e-4, "at the peak")
     warmup: float = setting(0.02, "share of the steps in which the learning rate rises (again) from zero")
     schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = setting(
-        "cosine", "from the peak on: to zero; constant; or constant, then linearly to zero"
+        "cosine", "after the warm-up: to zero as a cosine or linearly; constant; or constant, then linearly to zero"
     )
     decay: float = setting(0.2, "share of the steps in which warmup_stable_decay falls to zero, at the end")
     weight_decay: float = setting(0.1, "AdamW's, on matrices")
@@ -35,7 +35,7 @@ class TrainSettings:
     precision: Literal["float32", "bf16", "fp16"] = setting(
         "float32", "of the computation; weights stay float32; fp16 needs a GPU"
     )
-    gradient_checkpointing: bool = setting(False, "keep only each layer's input for backward and compute it again")
+    gradient_checkpointing: bool = setting(False, "keep only each layer's input for backward and recompute the rest")
     log_every: int = setting(10, "optimiser steps between two lines of the history")
     evaluate_every: int | None = setting(None, "steps between two validations; otherwise only the end is measured")
     checkpoint_every: int | None = setting(None, "steps between two checkpoints; otherwise ten in all")
@@ -57,6 +57,7 @@ class TrainSettings:
             raise ConfigError("evaluate_every needs `validation`, the documents to measure the loss on")
         check_between(self, 0, math.inf, "learning_rate", open_ended=True)
         check_between(self, 0, math.inf, "weight_decay", "max_grad_norm")
+        check_between(self, 0, 2**32 - 1, "seed")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup={self.warmup} is a share of the steps and should lie between 0 and 1")
         if self.schedule == "warmup_stable_decay" and not 0 < self.decay <= 1 - self.warmup:
@@ -131,12 +132,12 @@ class MixSettings(TrainSettings):
     router_aux_loss_coef: float | None = setting(None, "of the load-balancing loss; otherwise the checkpoint's")
     router_z_loss_coef: float | None = setting(None, "of the router z-loss; otherwise the checkpoint's")
     router_logit_scale: float | None = setting(
-        None, "normalise the router's logits (arXiv 2406.06563) to this deviation; 0 does not"
+        None, "standard deviation to which the router's logits are normalised (arXiv 2406.06563); 0 leaves them"
     )
     language_routing: Literal["none", "prior", "oracle"] | None = setting(
         None, "what the router makes of a file's language: nothing, a learned prior, or its expert alone"
     )
-    recompute_experts: bool = setting(False, "the experts keep only their input for backward and compute again")
+    recompute_experts: bool = setting(False, "keep only the experts' input for backward and recompute the rest")
 
     def check(self) -> None:
         """As `TrainSettings.check`."""

@@ -93,8 +93,8 @@ def _stock_mixture(config: MoEConfig) -> StockMixture:
     stock = STOCK_MIXTURES.get(family)
     if stock is None:
         raise ConfigError(
-            f"no engine has a mixture with the layers of {family}; of {', '.join(STOCK_MIXTURES)} they have, and this "
-            "one is served through transformers, after `import moe_codegen`"
+            f"serving engines have mixtures with the layers of {', '.join(STOCK_MIXTURES)}, and none with those of "
+            f"{family}; serve this one through transformers, after `import moe_codegen`"
         )
     cannot_be_told = {"mlp_only_layers", "norm_topk_prob", "attention_bias"} - stock.fields
     reasons = {

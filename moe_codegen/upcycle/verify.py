@@ -173,9 +173,10 @@ def _states(
 
 
 def _check_files(folder: Path, progress: Progress) -> tuple[list[str], int]:
-    if not (folder / PROVENANCE_FILE).exists():
+    path = folder / PROVENANCE_FILE
+    written = read_json(path).get("files") if path.exists() else None
+    if not written:
         return [], 0
-    written = read_json(folder / PROVENANCE_FILE)["files"]
     advance: Callable[[int], None] = progress("reading the mixture", sum(f["bytes"] for f in written.values()), 0)
     damaged = [
         name

@@ -17,6 +17,7 @@ from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, op
 from moe_codegen.errors import CheckpointError, ConfigError, SourceError, TokenizerError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
 from moe_codegen.training.runfile import write_run
+from moe_codegen.upcycle import quantise
 from tests.data.inputs import write
 from tests.training.runs import from_scratch
 
@@ -54,6 +55,7 @@ def refused(settings, folder, error, message):
         (dict(tokens=0), "tokens=0 should be at least 1"),
         (dict(learning_rate=0.0), r"learning_rate=0.0 should lie between 0 and inf \(both excluded\)"),
         (dict(max_grad_norm=-1.0), "max_grad_norm=-1.0 should lie between 0 and inf"),
+        (dict(seed=-1), "seed=-1 should lie between 0 and 4294967295"),
         (dict(schedule="warmup_stable_decay", warmup=0.5, decay=0.6), "with warmup at most 1"),
     ],
     ids=lambda value: str(value)[:40],
@@ -100,6 +102,9 @@ def test_a_mixture_where_a_dense_model_is_wanted_and_the_other_way_round(corpus,
     upcycle(base, tmp_path / "moe", num_experts=2)
     settings = ExpertSettings(model=str(tmp_path / "moe"), train=(corpus.packed["java"],))
     refused(settings, tmp_path, ConfigError, "trained with `moe-codegen train mix`")
+    quantise(tmp_path / "moe", tmp_path / "int8")
+    settings = MixSettings(model=str(tmp_path / "int8"), train=(corpus.mixed,))
+    refused(settings, tmp_path, ConfigError, r"quantised \(int8, .*train the mixture that it was made from")
 
 
 @pytest.mark.parametrize("name", ["bsae", "./bsae"])

@@ -83,7 +83,7 @@ def test_the_files_are_as_mixtral_was_published(tmp_path):
 @pytest.mark.parametrize(
     ("family", "options", "reason"),
     [
-        ("phi", {}, "no engine has a mixture with the layers of phi"),
+        ("phi", {}, "layers of llama, mistral, qwen2, qwen3, and none with those of phi"),
         ("llama", dict(layers="0"), "some layers are dense"),
         ("llama", dict(renormalise=False), "not renormalised"),
         ("llama", dict(shared_expert=True), "a shared expert takes every token"),

@@ -1,6 +1,7 @@
 """Verification finds what is wrong, and says which file, or which layer first."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -164,3 +165,11 @@ def test_an_error_that_is_infinite_never_passes():
     report = VerifyReport([LayerCheck("layer 0", 0.0), LayerCheck("logits", math.inf)], tolerance=1e30)
     assert report.first_departure == "logits"
     assert report.max_relative_error == math.inf
+
+
+def test_a_record_that_names_no_files_leaves_none_to_check(mixture, tmp_path):
+    shutil.copytree(mixture, tmp_path / "moe")
+    (tmp_path / "moe" / "upcycle.json").write_text("{}")
+    report = verify(dense("phi"), tmp_path / "moe")
+    assert report.passed
+    assert report.checked_files == 0
