@@ -69,7 +69,7 @@ def ratio_interval(
 
 
 def share_interval(shares: np.ndarray, clusters: Sequence[str] | np.ndarray) -> Interval:
-    """The mean of `shares`, each between 0 and 1: Wilson's interval where each cluster has one that is 0 or 1."""
+    """The mean of `shares`, each between 0 and 1; Wilson's interval where every cluster has one share, 0 or 1."""
     distinct = len(set(clusters))
     if FEWEST <= distinct == len(shares) and np.isin(shares, (0, 1)).all():
         value = float(np.mean(shares))
@@ -85,7 +85,8 @@ def share_difference_interval(differences: np.ndarray, clusters: Sequence[str] |
 def _bounded_interval(values: np.ndarray, clusters: Sequence[str] | np.ndarray, least: float, most: float) -> Interval:
     """The mean of `values`, each between `least` and `most`.
 
-    Where no cluster differs from the mean others may, as far as the bounds let them: Wilson says how many.
+    Where every cluster has that mean, the bootstrap has no width. Then the share of clusters that may differ is at most
+    Wilson's, and each may differ as far as the bounds allow.
     """
     found = ratio_interval(values, np.ones(len(values)), clusters)
     if found.low is None or found.high is None or found.high - found.low > ROUNDING:

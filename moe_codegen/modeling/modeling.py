@@ -81,7 +81,7 @@ class MoEPreTrainedModel(PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-        packing.check_packed_stay(self, fn)  # or they would refuse when what comes before them has been cast
+        packing.check_packed_stay(self, fn)  # else they refuse only after the modules before them are cast
         return super()._apply(fn, recurse)
 
     @classmethod
@@ -293,10 +293,10 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     def _say_what_is_not_trained(self) -> None:
         if torch.is_grad_enabled() and (self.config.router_aux_loss_coef > 0 or self.config.router_z_loss_coef > 0):
             logger.warning_once(
-                "a pass in training without labels, which Trainer keeps to itself under label_smoothing_factor and "
-                "compute_loss_func: the router losses are in no loss, and the router may come to use few experts. Ask "
-                "for output_router_logits=True and add router_aux_loss_coef * aux_loss + router_z_loss_coef * z_loss, "
-                "or set both coefficients to 0"
+                "a training pass without labels (Trainer passes none with label_smoothing_factor or "
+                "compute_loss_func): the router losses are not added to any loss, and the router may come to use few "
+                "experts. Pass output_router_logits=True and add router_aux_loss_coef * aux_loss + router_z_loss_coef "
+                "* z_loss, or set both coefficients to 0"
             )
 
     def _router_losses(

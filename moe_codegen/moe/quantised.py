@@ -71,8 +71,8 @@ class QuantisedExperts(nn.Module):
     def _of(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Weight, scales and bias.
 
-        A model cast to another dtype has had its scales cast: back is without loss, but from float16, which rounds
-        those below 6e-5.
+        Casting a model casts its scales too. Casting them back loses nothing, except from float16, which rounds scales
+        below 6e-5.
         """
         if is_parametrized(self, name):  # by PEFT, for one, which would round what it adds to whole numbers
             raise ConfigError(

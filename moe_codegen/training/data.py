@@ -22,7 +22,7 @@ class PackedSequences(torch.utils.data.Dataset):
 
     Attributes:
         languages: every name that `pack` knew of; the rows' `languages` are places in it.
-        tokens_by_language: those that have any.
+        tokens_by_language: the tokens of each language that has any.
         sequence_length: tokens of every row.
 
     Raises:

@@ -111,7 +111,7 @@ def read_summary(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _differing(started: Mapping[str, Any], mine: Mapping[str, Any], but: Set[str]) -> list[str]:
-    """The settings, `but` for these, in which two runs differ, and those that name something else."""
+    """What two runs differ in: settings, other than those in `but`, and the content of what settings name."""
     if started["verb"] != mine["verb"]:
         return ["verb"]
 

@@ -1,4 +1,4 @@
-"""What a run reads, told by content: another folder of the same name is not taken for it, and one that was moved is."""
+"""What a run reads, identified by content: a moved folder is the same, another folder of the same name is not."""
 
 import hashlib
 import json

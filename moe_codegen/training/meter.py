@@ -104,8 +104,8 @@ def load_figures(counts: LoadCounts) -> dict[str, float]:
 def concentration(counts: LoadCounts) -> np.ndarray:
     """(L,) how far each layer has gone from even routing, 0, to the same K experts for every token, 1.
 
-    `(E - exp H) / (E - K)`, for `exp H`, H the entropy of the load, is the number of experts that would be as uneven if
-    they shared it alike: E at best, and K at worst, since a token has K different ones.
+    `(E - exp H) / (E - K)`, H the entropy of the load. `exp H` is the effective number of experts: E where the load is
+    even, K where every token takes the same K.
     """
     chosen_LE = counts.chosen_GLE.sum(axis=0)
     experts, top_k = chosen_LE.shape[-1], _top_k(counts)

@@ -89,9 +89,9 @@ def _training_line(logs: dict[str, float]) -> str:
 class RoutingWatch(TrainerCallback):
     """Says, once each, that routing collapses or that experts are dead, and what to do.
 
-    Routing collapses where a layer has gone three quarters of the way from even load to the same K experts for every
-    token (`meter.concentration`). An expert is dead that takes less than a hundredth of an equal share. Both must show
-    in two lines of the history, one after the other: the first tokens of a run say little.
+    Routing collapses when a layer is three quarters of the way from even load to the same K experts for every token
+    (`meter.concentration`). An expert is dead when it takes less than a hundredth of an equal share. Either must show
+    in two consecutive lines of the history, for the first tokens of a run say little.
     """
 
     COLLAPSED = 0.75

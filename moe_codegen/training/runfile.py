@@ -16,9 +16,9 @@ S = TypeVar("S", bound=TrainSettings)
 
 
 def read_run(settings_class: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:
-    """The checked settings in a TOML file, `overrides` before them; paths in the file are relative to it.
+    """The checked settings of a TOML file, where `overrides` do not replace them; its paths are relative to it.
 
-    Of a table, such as `trainer`, the overrides replace the entries that they name.
+    In a table, such as `trainer`, overrides replace only the entries that they name.
 
     Raises `ConfigError` for what is unknown, of another type, or cannot hold.
     """
@@ -37,7 +37,7 @@ def read_run(settings_class: type[S], path: str | Path, overrides: Mapping[str, 
 
 
 def write_run(settings: TrainSettings, path: Path) -> None:
-    """Write settings as `read_run` reads them, from anywhere; None and empty fields are left out."""
+    """Write settings so that `read_run` reads them back from anywhere; None and empty fields are left out."""
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     values |= {name: _absolute(values[name]) for name in path_fields(settings)}
     lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value not in (None, "", (), {})]

@@ -158,7 +158,7 @@ def _quiet_alone() -> Iterator[None]:
 
 
 def _untied(model: nn.Module) -> set[str]:
-    """Names of the parameters, of those that are tied the first, and of the buffers that are stored."""
+    """Names of the stored parameters and buffers; of tied parameters only the first."""
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tied -= {name for name, _ in model.named_parameters()}
     return set(model.state_dict()) - tied
