@@ -60,7 +60,10 @@ def read_record(out: Path) -> RunRecord | None:
     try:
         return RunRecord(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise ResultError(f"{path} is damaged: {error}") from error
+        raise ResultError(
+            f"{path} is damaged ({error}), and without it none can tell how the results beside it were made; "
+            "restore it from a copy, or evaluate into another folder"
+        ) from error
 
 
 def read_measure(out: Path, name: str) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ class ExpertQuantisationConfig(QuantizationConfigMixin):
         if isinstance(asked, cls):
             return asked
         if asked not in ("int8", "int4"):
-            raise ConfigError(f"expert_quantization={asked!r} is not known; use 'int8', 'int4' or a {cls.__name__}")
+            raise ConfigError(f"expert_quantization={asked!r} is not known; use 'int8', 'int4' or an {cls.__name__}")
         return cls(bits=int(str(asked)[3:]))
 
     def __str__(self) -> str:

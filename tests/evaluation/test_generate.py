@@ -211,6 +211,12 @@ def test_equal_programs_run_once_and_count_as_often_as_they_are_there(tmp_path):
     assert (folder / OUTCOMES_FILE).read_bytes() == before
 
 
+def test_a_damaged_record_of_a_run_is_an_error_that_says_what_to_do(tmp_path):
+    (tmp_path / "run.json").write_text('{"model": {')
+    with pytest.raises(ResultError, match=r"run\.json is damaged .*; restore it .* or evaluate into another folder"):
+        read_record(tmp_path)
+
+
 @needs("py")
 def test_results_that_are_damaged_or_of_other_completions_are_errors(tmp_path):
     folder = tmp_path / "some"
