@@ -39,10 +39,12 @@ def flags_of(settings_class: type, *, overriding: bool = False, panel: str | Non
             taken = {parameter.name for parameter in parameters}
             parameters += [flag for flag in flags_of(hint, panel=field.name.capitalize()) if flag.name not in taken]  # type: ignore[arg-type]
             continue
-        help = field.metadata["help"]
+        help, place = field.metadata["help"], panel
         if overriding:
+            # Apart, or the column of their --no- forms would cut every flag short on a terminal of 80.
+            place = "Switches" if hint is bool else panel
             hint, default = hint | None, None
-        parameters.append(keyword(field.name, Annotated[hint, typer.Option(help=help, rich_help_panel=panel)], default))
+        parameters.append(keyword(field.name, Annotated[hint, typer.Option(help=help, rich_help_panel=place)], default))
     return parameters
 
 

@@ -34,6 +34,14 @@ def test_flags_are_frozen(verb):
     assert flags == set(FLAGS[verb].split())
 
 
+@pytest.mark.parametrize("verb", FLAGS)
+def test_help_has_every_flag_that_takes_a_value_whole_on_a_narrow_terminal(verb):
+    shown = CliRunner().invoke(everything, ["train", verb, "--help"], env={"COLUMNS": "80"}, terminal_width=80).stdout
+    for parameter in typer.main.get_command(app).commands[verb].params:
+        if not parameter.secondary_opts:  # else a switch with its --no- form, too long for one line
+            assert parameter.opts[0] in shown
+
+
 def test_a_run_file_and_flags_make_a_model(corpus, tmp_path):
     write_run(from_scratch(corpus, tokens=8 * LENGTH * 12), tmp_path / "run.toml")
     arguments = ["train", "dense", str(tmp_path / "run.toml"), str(tmp_path / "out"), "--tokens", str(8 * LENGTH * 4)]
