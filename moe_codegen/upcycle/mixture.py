@@ -33,8 +33,8 @@ def open_mixture(folder: Path, allow_quantised: bool = False) -> tuple[MoEConfig
         header = reader.headers.get(name)
         if header is None or header.shape != tuple(parameter.shape):
             raise CheckpointError(
-                f"{folder} {'lacks' if header is None else f'holds {header.shape} for'} {name}, for which its "
-                f"config.json asks as {tuple(parameter.shape)}; fetch or convert it again"
+                f"{folder} {'lacks' if header is None else f'holds {header.shape} for'} {name}, and its config.json "
+                f"asks for {tuple(parameter.shape)}; fetch or convert it again"
             )
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # tied ones may be stored twice
     unknown = sorted(reader.keys() - known)

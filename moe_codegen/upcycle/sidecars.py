@@ -15,9 +15,7 @@ SIDECARS = (
 )
 
 
-def copy_sidecars(source: Path, target: Path) -> list[str]:
-    """Copy the files beside the weights; never code, which belongs to another model class. Returns their names."""
-    files = sorted({file for pattern in SIDECARS for file in source.glob(pattern) if file.is_file()})
-    for file in files:
+def copy_sidecars(source: Path, target: Path) -> None:
+    """Copy the files beside the weights; never code, which belongs to another model class."""
+    for file in {file for pattern in SIDECARS for file in source.glob(pattern) if file.is_file()}:
         shutil.copyfile(file, target / file.name)
-    return [file.name for file in files]
