@@ -28,7 +28,7 @@ def activate(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == "gelu":
         f = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "relu":
-        f = tl.maximum(x, 0.0)
+        f = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         f = x / (1.0 + tl.exp2(sigmoid_exponent(x, x * x, ACTIVATION)))
     return f
@@ -46,7 +46,7 @@ def activate_with_slope(x, ACTIVATION: tl.constexpr):
         f = x * cdf
         slope = cdf + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
     elif ACTIVATION == "relu":
-        f = tl.maximum(x, 0.0)
+        f = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
         slope = tl.where(x > 0.0, 1.0, 0.0)
     else:
         square = x * x

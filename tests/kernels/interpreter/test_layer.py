@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe_codegen_kernels import quantise_weight
+from moe_codegen_kernels import ACTIVATIONS, quantise_weight
 from moe_codegen_kernels.gpu import decode, layer, pointer, tma
 from moe_codegen_kernels.gpu.routing import Schedule
 from moe_codegen_kernels.quantised_weights import Quantised
@@ -74,6 +74,16 @@ def test_no_tokens(monkeypatch):
     results = outputs_and_gradients(expert_ffn_on_gpu_path, make_problem(1).first(0).to(torch.float16))
     assert results["out_TD"].shape == (0, 24)
     assert not any(results[name].any() for name in ("d_up", "d_up_bias", "d_down", "d_down_bias"))
+
+
+@pytest.mark.parametrize("trains", [True, False])  # by a GEMM, by `decode`
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_nan_in_the_input_shows_in_the_output(monkeypatch, activation, trains):
+    use_tiles(monkeypatch, "pointer")
+    problem = make_problem(tokens=5, activation=activation).to(torch.float16)
+    problem.hidden_TD[2, 3] = float("nan")
+    out_TD, *_ = layer.expert_ffn(*problem.routed(), problem.experts(), trains, False, GPU)
+    assert out_TD.isnan().any(dim=1).tolist() == [False, False, True, False, False]
 
 
 def test_repeats_are_bitwise_equal(path):
