@@ -161,7 +161,7 @@ def _results(contender: Contender, backward: bool) -> dict[str, Tensor]:
             return {"output": contender.run(contender.hidden)}
     leaves = _leaves(contender)
     out_TD = contender.run(leaves[0])
-    gradients = iter(torch.autograd.grad(out_TD, leaves, torch.ones_like(out_TD)))
+    gradients = iter(_gradients(out_TD, leaves, torch.ones_like(out_TD)))
     results = {"output": out_TD.detach(), "input's gradient": next(gradients)}
     for name, tensors in contender.parameters.items():
         results[name] = torch.cat([next(gradients).flatten() for _ in tensors])
@@ -178,6 +178,11 @@ def _errors(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, f
         for name, value in ((name, value.view_as(truth[name])) for name, value in results.items() if name in truth)
     }  # fmt: skip
     return {name: error for name, error in errors.items() if not error <= WRONG}
+
+
+def _gradients(out_TD: Tensor, leaves: list[Tensor], grad_TD: Tensor) -> tuple[Tensor, ...]:
+    """Of every leaf; zeros where an expert, a parameter of its own in the loop over experts, got no token."""
+    return torch.autograd.grad(out_TD, leaves, grad_TD, materialize_grads=True)
 
 
 def _leaves(contender: Contender) -> list[Tensor]:
@@ -204,7 +209,7 @@ def step_of(contender: Contender, backward: bool) -> tuple[Callable[[], Any], in
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out_TD = contender.run(contender.hidden)
     grad_TD = torch.randn_like(out_TD)
-    return lambda: torch.autograd.grad(contender.run(contender.hidden), leaves, grad_TD), sum(kept.values())
+    return lambda: _gradients(contender.run(contender.hidden), leaves, grad_TD), sum(kept.values())
 
 
 def _draw(rows: list[Row], folder: Path) -> Path:

@@ -27,6 +27,14 @@ def test_contenders_agree_in_output_and_gradients(shape):
     assert all(isinstance(outcome[name], float) for name in set(CONTENDERS) - absent), outcome
 
 
+def test_an_expert_without_tokens_has_gradients_too():
+    layer = make_layer(SHAPES[0], 1, "balanced", "cpu", torch.bfloat16)  # two of four experts
+    rows = expert_layer._rows(layer, "balanced", OPTIONS, None, backward=True, graph=False)
+    outcome = {row["contender"]: row["p50 ms"] for row in rows}
+    assert isinstance(outcome["moe_codegen"], float), outcome
+    assert isinstance(outcome["loop over experts"], float), outcome
+
+
 def test_a_wrong_gradient_is_refused(monkeypatch):
     def wrong(layer):
         right = loop(layer)
