@@ -42,8 +42,8 @@ def route_kernel(
     # A total order on (logit, lower expert first): the float's bits made monotone, above the expert's number.
     bits = logits.to(tl.int32, bitcast=True)
     monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    key = (monotone.to(tl.int64) << 32) + (BLOCK_E - 1 - expert_E)[None, :]
-    LOWEST: tl.constexpr = -0x7FFFFFFFFFFFFFFF
+    key = (monotone.to(tl.int64) << 32) + (BLOCK_E - expert_E)[None, :]
+    LOWEST: tl.constexpr = -0x8000000000000000
     key = tl.where((expert_E < EXPERTS)[None, :], key, LOWEST)
     taken = tl.zeros([BLOCK_T, BLOCK_E], tl.int1)
     choice_K = tl.arange(0, BLOCK_K)
