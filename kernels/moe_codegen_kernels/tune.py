@@ -77,6 +77,7 @@ def tune(
             search.time({gemm: [tile] for gemm, tile in shipped.items()}, float("inf"))
         search.time({gemm: trial.candidates(gemm, tile) for gemm, tile in shipped.items()}, deadline)
         search.time({gemm: regrouped(tile) for gemm, tile in search.best().items()}, deadline)
+        search.calls.clear()  # frees their operands: the next search has its own
     whole = [search for search in searches if search.covers_every_gemm()]
     if not whole:
         raise RuntimeError(f"no tile of some product compiles for {target}: {searches[0].problem}")

@@ -1,6 +1,7 @@
 """`tune` keeps the tile that was fastest, and the next call uses it; other processes compile what it times."""
 
 import json
+import weakref
 from concurrent.futures import Executor, Future
 
 import pytest
@@ -89,6 +90,21 @@ def test_a_search_cut_short_keeps_the_best_so_far_and_goes_on_next_time(compiled
     assert all(f.after_ms == 1.0 for f in found)
     table = json.loads(tiles.cache_path(gpu).read_text())
     assert [record["rows_per_expert"] for record in table["16-bit"]] == [512]
+
+
+def test_one_search_at_a_time_holds_its_operands(compiled, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    def calls(self, device):
+        operands = torch.empty(1)
+        alive.add(operands)
+        most.append(len(alive))
+        return {gemm: lambda tile: (operands, tile)[1] for gemm in self.size.gemms}
+
+    monkeypatch.setattr(Trial, "calls", calls)
+    size = LayerSize(64, 128, 4, 2, False, torch.bfloat16)
+    tune.tune(size, 1024, gpu_without_device("sm_90"), _InThisProcess(), device="cpu", measure=_pretend)
+    assert most == [1, 1]
 
 
 @pytest.mark.parametrize(("architecture", "gated"), [("sm_90", True), ("sm_80", False)])  # by TMA, by pointer
