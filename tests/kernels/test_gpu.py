@@ -24,7 +24,10 @@ from moe_codegen_kernels import (
     quantised_expert_ffn,
     route,
     routing_plan,
+    trials,
 )
+from moe_codegen_kernels.tiles import buckets_of, gpu_of
+from moe_codegen_kernels.tune import tune
 from tests.kernels.problems import (
     LOADS,
     TENSORS,
@@ -219,6 +222,19 @@ def test_nothing_waits_for_the_device():
         outputs_and_gradients(expert_ffn, problem)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_tune_keeps_tiles_that_compute_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_CODEGEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(trials, "MOST_WORKERS", 2)
+    tokens, size = 1500, trials.LayerSize(256, 512, 5, 2, gated=False, dtype=torch.bfloat16)
+    with trials.compile_pool() as pool:
+        found = tune(size, tokens, gpu_of(torch.device("cuda", 0)), pool, seconds=15)
+    try:
+        assert 0 < sum(each.after_ms for each in found) <= sum(each.before_ms for each in found) < 100
+        check_against_oracle(expert_ffn, make_problem(tokens, size.model, size.hidden).on("cuda"), size.dtype)
+    finally:
+        buckets_of.cache_clear()
 
 
 @pytest.mark.skipif(
