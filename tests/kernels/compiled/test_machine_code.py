@@ -12,7 +12,7 @@ import triton
 
 from benchmarks.ahead_of_time import compile_layer, compile_quantised_layer, gpu_without_device, main_loop
 from benchmarks.shapes import SHAPES
-from moe_codegen_kernels.gpu import decode
+from moe_codegen_kernels.gpu import decode, pointer
 from moe_codegen_kernels.tiles import SHARED_MEMORY_LIMIT, buckets_of
 
 GEMMS = {"up_kernel", "linear_kernel", "down_gradient_kernel", "ragged_k_kernel"}
@@ -108,6 +108,17 @@ def test_float32_fits_and_sums_each_step_apart(architecture, rows_per_expert, sh
         products = re.findall(r"(%\S+) = tt\.dot ", loop)
         assert products
         assert all(any(product in pair for pair in added) for product in products), "one chain over all of K"
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"] if VERIFY_ALL else ["sm_90"])
+def test_tf32_is_multiplied_by_the_tensor_cores(monkeypatch, architecture):
+    monkeypatch.setattr(pointer, "precision_of", lambda dtype: "tf32")
+    for kernel in _gemms(architecture, "santacoder", 64, torch.float32):
+        loop = main_loop(kernel)
+        assert "TF32" in loop.tensor_core
+        assert loop.copies > 0
+        assert loop.stack == 0
+        assert loop.shared <= SHARED_MEMORY_LIMIT[architecture]
 
 
 @pytest.mark.parametrize("few", [True, False])
