@@ -103,6 +103,20 @@ def test_quantised_weights(tokens, bits, group, dtype):
     assert relative_error(out_TD, truth_TD) <= max(1.5 * eager, torch.finfo(dtype).eps)
 
 
+def test_gradients_through_quantised_weights():
+    problem = make_problem(300, 256, 512, 8, load="sentinels", gated=True).to(torch.float32).on("cuda")
+    up, down = quantise_weight(problem.up, 8), quantise_weight(problem.down, 8)
+
+    def gradients(function, *experts):
+        hidden_TD, weights_TK = leaves = [x.clone().requires_grad_() for x in (problem.hidden_TD, problem.weights_TK)]
+        out_TD = function(hidden_TD, problem.expert_ids_TK, weights_TK, *experts, activation="silu", gated=True)
+        return torch.autograd.grad(out_TD, leaves, problem.grad_TD)
+
+    ours = gradients(quantised_expert_ffn, *up, problem.up_bias, *down, problem.down_bias)
+    truth = gradients(expert_ffn, dequantise(*up), problem.up_bias, dequantise(*down), problem.down_bias)
+    assert all(relative_error(*pair) < 1e-5 for pair in zip(ours, truth, strict=True))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_non_contiguous_inputs(size):
     problem = make_problem(**SIZES[size]).on("cuda").to(torch.bfloat16)
