@@ -51,7 +51,7 @@ def quantiles_of(step: Callable[[], Any], repeats: int, device: str, graph: bool
             end.record()
             end.synchronize()
         times = [start.elapsed_time(end) for start, end in events]
-    deciles = statistics.quantiles(times, n=10)
+    deciles = statistics.quantiles(times, n=10, method="inclusive")
     return Quantiles(deciles[1], deciles[4], deciles[7])
 
 
