@@ -31,5 +31,10 @@ def check_layer(hidden_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, ex
         "expert_ids_TK": (expert_ids_TK, (tokens, expert_ids_TK.shape[-1])),
     }
     for name, (given, shape) in expected.items():
-        if given is not None and tuple(given.shape) != shape:
+        if given is None:
+            continue
+        if tuple(given.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(given.shape)}; expected {shape} (gated={gated})")
+        device = (given if isinstance(given, Tensor) else given.stored).device
+        if device != hidden_TD.device:
+            raise ValueError(f"{name} is on {device} and hidden_TD on {hidden_TD.device}; move one")

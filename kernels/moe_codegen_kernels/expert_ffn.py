@@ -55,8 +55,6 @@ def expert_ffn(
             raise ValueError(
                 f"{name} is {tensor.dtype} and hidden_TD {hidden_TD.dtype}; cast one, or use torch.autocast"
             )
-        if tensor is not None and tensor.device != hidden_TD.device:
-            raise ValueError(f"{name} is on {tensor.device} and hidden_TD on {hidden_TD.device}; move one")
     inputs = (hidden_TD, weights_TK, up, up_bias, down, down_bias)
     trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     out_TD, *_ = torch.ops.moe_codegen.expert_ffn(hidden_TD, expert_ids_TK, weights_TK, *experts, trains, recompute)

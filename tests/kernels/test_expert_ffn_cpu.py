@@ -226,6 +226,7 @@ def test_few_tokens(tokens):
         ({"expert_ids_TK": torch.zeros(9, 2, dtype=torch.int64)}, "weights_TK has shape"),
         ({"up": torch.zeros(5, 40, 24, dtype=torch.bfloat16)}, "use torch.autocast"),
         ({"up": torch.zeros(5, 40, 24, device="meta")}, "up is on meta and hidden_TD on cpu"),
+        ({"expert_ids_TK": torch.zeros(37, 2, dtype=torch.int64, device="meta")}, "expert_ids_TK is on meta"),
         ({"hidden_TD": torch.zeros(2, 3, 24)}, "expected \\(tokens, model\\)"),
     ],
 )
