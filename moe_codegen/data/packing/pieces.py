@@ -105,7 +105,6 @@ class _Document:
 
     def boundary(self, start: int, stop: int) -> int:
         """`stop`, or the nearest token between it and `start` that begins a character: one may be several tokens."""
-        stop = min(stop, len(self.ids) + 1)
         while start + 1 < stop < len(self.ids) and self._starts[stop] < 0:
             stop -= 1
         return stop

@@ -169,7 +169,7 @@ class Encoder:
                 begins_character = (content & 0xC0) != 0x80
                 begin = np.cumsum(lengths) - lengths
                 return np.where(begins_character[begin], np.cumsum(begins_character)[begin] - 1, -1)
-        offsets = np.array(self.tokenizer.encode(text, add_special_tokens=False).offsets)
+        offsets = np.array(self.tokenizer.encode(text, add_special_tokens=False).offsets, np.int64).reshape(-1, 2)
         ends_before = np.concatenate([[0], offsets[:-1, 1]])
         return np.where(offsets[:, 0] >= ends_before, offsets[:, 0], -1)
 

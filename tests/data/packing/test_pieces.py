@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from moe_codegen.data.packing.fim import find_sentinels
 from moe_codegen.data.packing.pieces import Cutter
@@ -69,34 +69,47 @@ def test_of_a_letter_spelled_in_bytes_the_first_alone_begins_it():
     assert made_by.starts("a語a", ids).tolist() == [0, 1, -1, -1, 2]
 
 
-def cut(text, length, fim_rate, spm_rate=0.5, seed=0):
-    (ids,) = BYTES.encode([text])
+def cut(text, length, fim_rate, spm_rate=0.5, seed=0, made_by=BYTES):
+    (ids,) = made_by.encode([text])
     settings = PackSettings("folder", length, fim_rate=fim_rate, spm_rate=spm_rate, seed=seed)
-    return Cutter.of(BYTES, settings).pieces(text, ids)
+    return Cutter.of(made_by, settings).pieces(text, ids)
 
 
-def parts(piece):
+def parts(piece, made_by=BYTES):
     """Prefix, middle and suffix of a piece as text, of SPM the first two together, and whether it is that; or all."""
-    ids = find_sentinels(BYTES.vocabulary).ids
+    ids = find_sentinels(made_by.vocabulary).ids
     sentinels = [ids[token] for token in SPELLINGS["starcoder"][:3]]
-    piece = piece[:-1] if piece[-1] == BYTES.end else piece
+    piece = piece[:-1] if piece[-1] == made_by.end else piece
     assert [piece.count(token) for token in sentinels] in ([0] * 3, [1] * 3)
     if not set(sentinels) & set(piece):
-        return BYTES.tokenizer.decode(piece), "", "", False
+        return made_by.tokenizer.decode(piece), "", "", False
     begin, end, fill = map(piece.index, sentinels)
     assert begin == 0 < end < fill
     stretches = piece[1:end], piece[fill + 1 :], piece[end + 1 : fill]
-    return *map(BYTES.tokenizer.decode, stretches), end == 1
+    return *map(made_by.tokenizer.decode, stretches), end == 1
 
 
+@pytest.mark.parametrize("made_by", [BYTES, CHARACTERS], ids=["bytes", "characters"])
 @given(TEXT, st.sampled_from([8, 9, 16, 64]), st.sampled_from([0.5, 1.0]), st.integers(0, 99))
 @settings(deadline=None)
-def test_pieces_fit_hold_all_sentinels_or_none_and_are_the_document(text, length, fim_rate, seed):
-    pieces = cut(text, length, fim_rate, seed=seed)
+def test_pieces_fit_hold_all_sentinels_or_none_and_are_the_document(made_by, text, length, fim_rate, seed):
+    pieces = cut(text, length, fim_rate, seed=seed, made_by=made_by)
     assert max(map(len, pieces)) <= length
-    assert [piece.count(BYTES.end) for piece in pieces] == [0] * (len(pieces) - 1) + [1]
-    assert "".join(text for piece in pieces for text in parts(piece)[:3]) == text
-    assert pieces == cut(text, length, fim_rate, seed=seed)
+    assert [piece.count(made_by.end) for piece in pieces] == [0] * (len(pieces) - 1) + [1]
+    assert "".join(text for piece in pieces for text in parts(piece, made_by)[:3]) == text
+    assert pieces == cut(text, length, fim_rate, seed=seed, made_by=made_by)
+
+
+def test_a_character_of_more_tokens_than_a_sequence_is_cut_as_it_stands():
+    """NFKC spells this one in eighteen."""
+    tokenizer = Tokenizer.from_str(BYTES.tokenizer.to_str())
+    tokenizer.normalizer = normalizers.NFKC()
+    spelled_out = Encoder(tokenizer, BYTES.vocabulary, BYTES.end, 0)
+    (ids,) = spelled_out.encode(["a\ufdfab"])
+    pieces = cut("a\ufdfab", 8, 1.0, made_by=spelled_out)
+    assert max(map(len, pieces)) == 8
+    sentinels = find_sentinels(BYTES.vocabulary).ids.values()
+    assert len([token for piece in pieces for token in piece if token not in sentinels]) == len(ids) + 1
 
 
 def test_rates_and_cuts_are_as_asked_of_long_documents_too():
