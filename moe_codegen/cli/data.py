@@ -110,7 +110,7 @@ def prepare_command(
         source = open_source(read.source, read.source_settings)
         _show_settings(f"prepare {source.name} -> {out} {_DRY}", _about(source))
         for verb, settings in read.steps.items():
-            _show_settings(f"[bold]{verb}[/bold] -> {out / read.folders[verb]}", as_record(settings))
+            _show_settings(f"{verb} -> {out / read.folders[verb]}", as_record(settings))
         return
     manifests = prepare(read, out, num_proc=num_proc, quiet=quiet)
     if as_json:
@@ -140,7 +140,8 @@ def publish_command(
         console.print_json(asdict(plan) | {"folder": str(source), "url": url})
         return
     kind = "private" if plan.private else "public"
-    console.output.print(f"publish {source} -> {repo_id} ({url or 'dry run: nothing is uploaded'})", soft_wrap=True)
+    where = url or "dry run: nothing is uploaded"
+    console.output.print(f"publish {source} -> {repo_id} ({where})", soft_wrap=True, markup=False)
     about = {"visibility": kind, "files": f"{len(plan.files):,}", "size": f"{plan.nbytes / 1e6:,.1f} MB"}
     console.output.print(table(("", ""), about.items()))
 
@@ -177,18 +178,18 @@ def _about(source: Source) -> Record:
 
 
 def _show_settings(title: str, about: Record) -> None:
-    console.output.print(title, soft_wrap=True)
+    console.output.print(title, soft_wrap=True, markup=False)
     console.output.print(table(("", ""), [(name, as_text(value)) for name, value in about.items()]))
 
 
 def _show_report(folder: Path) -> None:
-    console.output.print(f"report written to {folder / 'report.md'}", soft_wrap=True)
+    console.output.print(f"report written to {folder / 'report.md'}", soft_wrap=True, markup=False)
 
 
 def _show(manifest: Record, out: Path, as_json: bool) -> None:
     if as_json:
         console.print_json(manifest)
         return
-    console.output.print(f"[bold]{manifest['verb']}[/bold] -> {out}", soft_wrap=True)
+    console.output.print(f"{manifest['verb']} -> {out}", soft_wrap=True, markup=False, style="bold")
     for each in tables_of(manifest):
         console.output.print(table(each.head, each.rows))

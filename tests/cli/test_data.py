@@ -72,6 +72,21 @@ def test_a_dry_run_of_publish_says_what_it_would_upload_and_asks_nobody(tmp_path
         assert message in str(CliRunner().invoke(app, ["publish", *arguments, "--dry-run"]).exception)
 
 
+def test_what_looks_like_markup_in_the_name_of_a_folder_is_none(tmp_path):
+    write(tmp_path / "in", [row(seed) for seed in range(20)])
+    out, report = tmp_path / "out [bold] [/x]", tmp_path / "report [/x]"
+    (tmp_path / "plan.toml").write_text('[source]\npath = "in"\n[clean]\n')
+    for arguments, line in (
+        (["clean", tmp_path / "in", out, "--dry-run"], f"-> {out} (dry run"),
+        (["clean", tmp_path / "in", out, "--quiet"], f"clean -> {out}"),
+        (["report", out, report, "--no-pictures"], f"report written to {report}"),
+        (["publish", out, "me/code", "--dry-run"], f"publish {out} -> me/code (dry run"),
+        (["prepare", tmp_path / "plan.toml", out, "--dry-run"], f"clean -> {out}"),
+    ):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert line in result.output, result.exception
+
+
 @pytest.mark.parametrize(
     ("verb", "message"),
     [("decontaminate", "no benchmark to look for"), ("pack", "no tokenizer named; give the folder of one")],
