@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,14 @@ def settings_from(settings_class: type[S], values: Mapping[str, Any], where: str
     return settings_class(**checked)
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys and tables of a TOML file; `ConfigError` where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no TOML, or not even UTF-8
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+
+
 def check_types(settings: Any, hints: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for the first of these fields, name -> type, whose value is of another type."""
     for name, hint in hints.items():
@@ -52,6 +61,14 @@ def check_between(settings: Any, low: float, high: float, *names: str, open_ende
         value = getattr(settings, name)
         if value is not None and not (low < value < high if open_ended else low <= value <= high):
             raise ConfigError(f"{name}={value} should lie between {low} and {high}{' (both excluded)' * open_ended}")
+
+
+def check_least(settings: Any, least: int, *names: str) -> None:
+    """Raises `ConfigError` for the first of these fields that is given and less than `least`."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{name}={value} should be at least {least}")
 
 
 def default_of(field: dataclasses.Field) -> Any:

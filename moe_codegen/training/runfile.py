@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moe_codegen.errors import ConfigError
-from moe_codegen.settings import settings_from
+from moe_codegen.settings import read_toml, settings_from
 from moe_codegen.training.settings import TrainSettings, path_fields
 
 S = TypeVar("S", bound=TrainSettings)
@@ -23,11 +21,7 @@ def read_run(settings_class: type[S], path: str | Path, overrides: Mapping[str, 
     Raises `ConfigError` for what is unknown, of another type, or cannot hold.
     """
     path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # no TOML, or not even UTF-8
-        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
-    settings = settings_from(settings_class, values, str(path))
+    settings = settings_from(settings_class, read_toml(path), str(path))
     beside = {name: _beside(path.parent, getattr(settings, name)) for name in path_fields(settings)}
     given = settings_from(settings_class, overrides or {}, "the flags")
     new = {name: _over(getattr(settings, name), getattr(given, name)) for name in overrides or {}}

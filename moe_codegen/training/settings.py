@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from moe_codegen.errors import ConfigError
-from moe_codegen.settings import check_between, setting
+from moe_codegen.settings import check_between, check_least, setting
 
 # What may change when a run goes on: the result does not depend on who holds what.
 FREE_TO_CHANGE = ("fsdp_size", "ep_size")
@@ -49,10 +49,8 @@ class TrainSettings:
         """Raise ConfigError for values that cannot hold whatever the model and the data are."""
         if not self.train:
             raise ConfigError("train names no data; give folders made by `moe-codegen data pack`")
-        for name in ("batch_size", "micro_batch_size", "log_every", "keep_checkpoints", "validation_tokens"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("tokens", "evaluate_every", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 1)
+        check_least(self, 1, "batch_size", "micro_batch_size", "log_every", "keep_checkpoints", "validation_tokens")
+        check_least(self, 1, "tokens", "evaluate_every", "checkpoint_every")
         if self.evaluate_every and not self.validation:
             raise ConfigError("evaluate_every needs `validation`, the documents to measure the loss on")
         check_between(self, 0, math.inf, "learning_rate", open_ended=True)
@@ -102,7 +100,7 @@ class DenseModelSettings(TrainSettings):
             raise ConfigError("a model from scratch needs `tokenizer`, the folder of the one the data was packed with")
         if self.config and self.parts != "all":
             raise ConfigError(f"parts={self.parts!r} would leave a model from scratch mostly random; use 'all'")
-        _at_least("lora_rank", self.lora_rank, 1)
+        check_least(self, 1, "lora_rank")
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,3 @@ class MixSettings(TrainSettings):
 def path_fields(settings: TrainSettings) -> list[str]:
     """The fields that name files."""
     return [field.name for field in dataclasses.fields(settings) if field.metadata["is_path"]]
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"{name}={value} should be at least {least}")

@@ -25,7 +25,7 @@ from moe_codegen.data.passes.tally import merged
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Dropped, each_text, split_sound, text_buffer
 from moe_codegen.errors import ConfigError
-from moe_codegen.settings import check_between, setting
+from moe_codegen.settings import check_between, check_least, setting
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class DedupSettings:
 
     def __post_init__(self) -> None:
         check_between(self, 0, 1, "similarity")
+        check_least(self, 1, "permutations", "bands", "rows")
         if (self.bands is None) != (self.rows is None):
             raise ConfigError(f"bands={self.bands}, rows={self.rows}: give both or neither")
         count, rows = self.banding
-        if not 0 < count * rows <= self.permutations:
+        if count * rows > self.permutations:
             asked = f"{count} bands of {rows} rows need {count * rows} permutations"
             raise ConfigError(f"{asked}, and there are {self.permutations}; raise permutations or lower bands or rows")
 

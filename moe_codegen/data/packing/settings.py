@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.languages import canonical_language
-from moe_codegen.settings import check_between, setting
+from moe_codegen.settings import check_between, check_least, setting
 
 _LEAST_TOKENS = 2  # a sequence predicts something
 _LEAST_FIM_TOKENS = 8  # three sentinels, end-of-text, and a character, which may be four tokens
@@ -28,8 +28,7 @@ class PackSettings:
         least = _LEAST_FIM_TOKENS if self.fim_rate else _LEAST_TOKENS
         if self.sequence_length < least:
             raise ConfigError(f"sequence_length={self.sequence_length} should be at least {least} tokens")
-        if self.tokens is not None and self.tokens < 1:
-            raise ConfigError(f"tokens={self.tokens} should be positive")
+        check_least(self, 1, "tokens")
         if self.temperature <= 0:
             raise ConfigError(f"temperature={self.temperature} should be positive")
         self.weight_of  # noqa: B018 (raises)

@@ -22,7 +22,7 @@ from moe_codegen.data.rows.batch import split_sound
 from moe_codegen.errors import ConfigError, TokenizerError
 from moe_codegen.plain_text import text_only
 from moe_codegen.sentinels import SPELLINGS
-from moe_codegen.settings import setting
+from moe_codegen.settings import check_least, setting
 
 _END_OF_TEXT = {"santacoder": "<|endoftext|>", "starcoder": "<|endoftext|>"}
 _PADDING = {"santacoder": "<fim-pad>", "starcoder": "<fim_pad>"}
@@ -38,6 +38,10 @@ class TokenizerSettings:
     vocabulary: int = setting(49152, "tokens of a trained tokenizer, without the special ones")
     sentinels: str = setting("starcoder", "spelling of a trained tokenizer's special tokens: santacoder or starcoder")
     max_bytes: int = setting(100_000_000, "bytes of text to train on, spread evenly over the units of the source")
+
+    def __post_init__(self) -> None:
+        check_least(self, 256, "vocabulary")  # every byte is one
+        check_least(self, 1, "max_bytes")
 
 
 def make_tokenizer(

@@ -4,7 +4,6 @@ Packages are fetched, cleaned and deduplicated in `OUT/.work`; then a random par
 package has more than its share.
 """
 
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from moe_codegen.data.reading.sources import CHECKOUTS, Source, open_source
 from moe_codegen.data.rows.batch import Dropped
 from moe_codegen.data.rows.schema import SCHEMA
 from moe_codegen.errors import ConfigError, SourceError
-from moe_codegen.settings import check_between, setting, settings_from
+from moe_codegen.settings import check_between, read_toml, setting, settings_from
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,9 @@ class CorpusSettings:
 
     def __post_init__(self) -> None:
         check_between(self, 0, 1, "package_share")
+        names = [Path(folder).resolve().name for folder in self.folders]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"`folders` has two called {min(twice)}, which is the repository's name; rename one")
 
 
 def read_corpus_settings(path: str | Path) -> CorpusSettings:
@@ -50,10 +52,7 @@ def read_corpus_settings(path: str | Path) -> CorpusSettings:
 
     Raises `ConfigError` for what is unknown, of another type, or no TOML.
     """
-    try:
-        settings = settings_from(CorpusSettings, tomllib.loads(Path(path).read_text()), str(path))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+    settings = settings_from(CorpusSettings, read_toml(Path(path)), str(path))
     return replace(settings, folders=tuple(str(Path(path).parent / folder) for folder in settings.folders))
 
 

@@ -1,6 +1,5 @@
 """`prepare`: all the verbs that a TOML file names, each into a folder of its own, in the order of `VERBS`."""
 
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from moe_codegen.data.reading.sources import UNIT_BYTES, Source, open_source
 from moe_codegen.data.report.report import write_report
 from moe_codegen.data.sampling.split import TRAIN, VALIDATION
 from moe_codegen.errors import ConfigError
-from moe_codegen.settings import settings_from
+from moe_codegen.settings import read_toml, settings_from
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,13 @@ def read_plan(path: str | Path) -> Plan:
     Paths in it are relative to the file. Raises `ConfigError` for what is unknown, missing or of another type.
     """
     path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+    tables = read_toml(path)
     unknown = sorted(set(tables) - set(VERBS) - {"source", "report"})
     if unknown:
         raise ConfigError(f"unknown table [{unknown[0]}] in {path}; the tables are source, {', '.join(VERBS)}, report")
+    for name in tables.keys() - {"report"}:
+        if not isinstance(tables[name], dict):
+            raise ConfigError(f"`{name}` in {path} should be a table, [{name}], found {tables[name]!r}")
     source = dict(tables.get("source", {}))
     if "path" not in source:
         raise ConfigError(f"{path} does not say what to read; add [source] with path = ...")

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from moe_codegen.errors import ConfigError
-from moe_codegen.settings import setting
+from moe_codegen.settings import check_least, setting
 
 
 @dataclass(frozen=True)
@@ -20,5 +19,4 @@ class SourceSettings:
     limit: int | None = setting(None, "rows to read at most, for a trial: some of many parts of IN")
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit={self.limit} should be at least one row")
+        check_least(self, 1, "limit")

@@ -28,7 +28,7 @@ from moe_codegen.data.sampling.sample_size import (
 )
 from moe_codegen.errors import ConfigError
 from moe_codegen.languages import canonical_language
-from moe_codegen.settings import check_between, setting
+from moe_codegen.settings import check_between, check_least, setting
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class SampleSettings:
     def __post_init__(self) -> None:
         check_between(self, 0, 1, "precision", "confidence", open_ended=True)
         check_between(self, 0, 1, "rho")
+        check_least(self, 1, "files")
 
 
 def sample(

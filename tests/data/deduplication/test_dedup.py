@@ -142,6 +142,8 @@ def test_an_empty_source(tmp_path):
     [
         ({"bands": 26, "rows": 10}, "26 bands of 10 rows need 260 permutations, and there are 256"),
         ({"bands": 26}, "bands=26, rows=None: give both or neither"),
+        ({"bands": -2, "rows": -3}, "bands=-2 should be at least 1"),
+        ({"permutations": 0}, "permutations=0 should be at least 1"),
     ],
 )
 def test_impossible_bands(wrong, message):

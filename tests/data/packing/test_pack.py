@@ -264,7 +264,7 @@ def test_bad_tokenizers_and_settings(tmp_path, tokenizer):
     [
         ({"sequence_length": 1, "fim_rate": 0.0}, "sequence_length=1 should be at least 2 tokens"),
         ({"fim_rate": 2.0}, r"fim_rate=2\.0 should lie between 0 and 1"),
-        ({"tokens": 0}, "tokens=0 should be positive"),
+        ({"tokens": 0}, "tokens=0 should be at least 1"),
         ({"sequence_length": 7}, "sequence_length=7 should be at least 8 tokens"),
         ({"temperature": 0.0}, r"temperature=0\.0 should be positive"),
         ({"weights": ("a",)}, "a should be LANGUAGE=WEIGHT"),
@@ -275,3 +275,9 @@ def test_bad_tokenizers_and_settings(tmp_path, tokenizer):
 def test_impossible_settings(wrong, message):
     with pytest.raises(ConfigError, match=message):
         PackSettings("folder", **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"vocabulary": 255}, {"max_bytes": 0}])
+def test_a_tokenizer_of_less_than_every_byte_or_of_no_text_is_refused(wrong):
+    with pytest.raises(ConfigError, match="should be at least"):
+        TokenizerSettings(**wrong)

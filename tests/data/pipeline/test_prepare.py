@@ -154,11 +154,14 @@ def test_a_source_that_is_missing_is_named_where_it_was_looked_for(tmp_path):
         ("[source]\npath = 'in'\n[clean]\nmax_lines = 'a'", "`max_lines`.*should be of type int, found 'a'"),
         ("[source]\npath = 'in'\n[clean]\nlanguages = 'a'", "`languages`.*should be a list"),
         ("[source]\npath = 'in'\n[cleen]", r"unknown table \[cleen\]"),
+        ("clean = true\n[source]\npath = 'in'", r"`clean`.*should be a table, \[clean\], found True"),
+        ("source = 'in'\n[clean]", r"`source`.*should be a table, \[source\], found 'in'"),
+        ("# caf\xe9", "cannot be read as TOML: 'utf-8' codec"),
         ("[clean]", "add .source. with path"),
         ("[clean", "cannot be read as TOML"),
     ],
 )
 def test_a_wrong_plan_is_refused_by_name(tmp_path, text, message):
-    (tmp_path / "plan.toml").write_text(text)
+    (tmp_path / "plan.toml").write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=message):
         read_plan(tmp_path / "plan.toml")

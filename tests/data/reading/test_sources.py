@@ -75,7 +75,7 @@ def test_a_trial_takes_rows_from_all_over_the_source(tmp_path):
         "kept": 1,
         "malformed_json": 2,
     }
-    with pytest.raises(ConfigError, match="limit=0 should be at least one row"):
+    with pytest.raises(ConfigError, match="limit=0 should be at least 1"):
         SourceSettings(limit=0)
 
 

@@ -117,6 +117,8 @@ def test_languages_seed_and_workers(tmp_path):
     assert tree(tmp_path / "four") == tree(tmp_path / "one")
     with pytest.raises(ConfigError, match=r"precision=1\.5 should lie between 0 and 1"):
         SampleSettings(precision=1.5)
+    with pytest.raises(ConfigError, match="files=-5 should be at least 1"):
+        SampleSettings(files=-5)
 
 
 def test_a_precision_out_of_reach_is_said_with_what_was_reached(tmp_path):
