@@ -56,7 +56,8 @@ def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=SUBFOLDERS))
     except Exception as error:  # the hub client's errors have no common base: network, access, spelling
+        told = str(error).rstrip(".")
         raise CheckpointError(
-            f"{name}{f'@{revision}' if revision else ''} is not a folder here, and the hub did not give it: {error}. "
+            f"{name}{f'@{revision}' if revision else ''} is not a folder here, and the hub did not give it: {told}. "
             "Check the spelling and the network; a gated model needs `hf auth login`"
         ) from error

@@ -87,6 +87,15 @@ def test_what_looks_like_markup_in_the_name_of_a_folder_is_none(tmp_path):
         assert line in result.output, result.exception
 
 
+def test_a_hub_that_is_not_reached_is_said_to_be_so(tmp_path, monkeypatch):
+    write(tmp_path / "in", [row(seed) for seed in range(20)])
+    command = ["clean", str(tmp_path / "in"), str(tmp_path / "out"), "--quiet"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: 1 / 0)
+    refused = CliRunner().invoke(app, ["publish", str(tmp_path / "out"), "me/code"])
+    assert "the Hub does not take me/code: division by zero; check the network" in str(refused.exception)
+
+
 @pytest.mark.parametrize(
     ("verb", "message"),
     [("decontaminate", "no benchmark to look for"), ("pack", "no tokenizer named; give the folder of one")],

@@ -23,7 +23,7 @@ from moe_codegen.data.passes.progress import advance
 from moe_codegen.data.passes.stage import OUTPUT, Record, Stage, run_stage
 from moe_codegen.data.passes.tally import merged
 from moe_codegen.data.reading.files import digest
-from moe_codegen.data.reading.hub import commit_of, load_stream
+from moe_codegen.data.reading.hub import commit_of, load_rows
 from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.data.rows.batch import Dropped, split_sound
@@ -155,7 +155,7 @@ def _read(benchmark: str, commit: str) -> Iterator[tuple[str, list[Any]]]:
     elif _may_be_on_hub(benchmark):
         dataset, _, config = benchmark.partition(":")
         where = SourceSettings(config=config, split="test", revision=commit)
-        yield benchmark, [dict(row) for row in load_stream(dataset, where)]
+        yield benchmark, load_rows(dataset, where)
         return
     else:
         raise SourceError(f"benchmark {benchmark} does not exist")

@@ -60,10 +60,9 @@ def publish(publication: Publication) -> str:
 
     Shards there that the card names and that are not uploaded, an earlier publication's, are deleted.
 
-    Raises `OutputError` where the Hub refuses, or where a private upload would go to a public repository.
+    Raises `OutputError` where the Hub refuses or is not reached, or a private upload would go to a public repository.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     api, repo_id = HfApi(), publication.repo_id
     try:
@@ -79,7 +78,9 @@ def publish(publication: Publication) -> str:
             delete_patterns=[glob.escape(path) for path in there if publication.names(path)],
             commit_message="Upload with moe-codegen data publish",
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        sign_in = "sign in with `hf auth login` or set HF_TOKEN to a token that may write to it"
-        raise OutputError(f"the Hub does not take {repo_id}: {error}; {sign_in}") from error
+    except OutputError:
+        raise
+    except Exception as error:  # the hub client's errors have no common base: network, access, spelling
+        advice = "check the network, and sign in with `hf auth login` or set HF_TOKEN to a token that may write to it"
+        raise OutputError(f"the Hub does not take {repo_id}: {error}; {advice}") from error
     return commit.commit_url

@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face Hub, streamed through `datasets`: one unit a shard, all of one commit."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.rows.batch import Batch
 from moe_codegen.data.rows.conform import conform
 from moe_codegen.data.rows.schema import Layout, LayoutFinder
-from moe_codegen.errors import ColumnError, GatedDatasetError, SourceError
+from moe_codegen.errors import GatedDatasetError, SourceError
 
 _ROWS = 256
 
@@ -49,7 +50,7 @@ class HubUnit:
                 for batch in table.select(self.layout.projection(table.column_names)).combine_chunks().to_batches():
                     yield Batch(conform(batch, self.layout, self.name), self.name, row)
                     row += batch.num_rows
-        except ColumnError:
+        except SourceError:
             raise
         except Exception as error:
             raise _refused(f"{self.name} after row {row}", error) from error
@@ -59,7 +60,8 @@ def hub_units(dataset: str, settings: SourceSettings, find: LayoutFinder) -> Ite
     """A unit for each shard of the split that `settings` names, at the commit that its revision is now."""
     pinned = replace(settings, revision=commit_of(dataset, settings.revision))
     stream = load_stream(dataset, pinned)
-    columns = stream.column_names or list(next(iter(stream)))
+    with _telling(dataset):
+        columns = stream.column_names or list(next(iter(stream), {}))
     layout = find(columns, dataset)
     shards = max(stream.num_shards, 1)
     for shard in range(shards):
@@ -70,7 +72,7 @@ def load_stream(dataset: str, settings: SourceSettings) -> Any:
     """The streaming dataset. Raises `GatedDatasetError`, with what to do, where the Hub asks for a sign-in."""
     import datasets
 
-    try:
+    with _telling(dataset):
         return datasets.load_dataset(
             dataset,
             settings.config or None,
@@ -79,18 +81,30 @@ def load_stream(dataset: str, settings: SourceSettings) -> Any:
             revision=settings.revision or None,
             streaming=True,
         )
-    except Exception as error:
-        raise _refused(dataset, error) from error
+
+
+def load_rows(dataset: str, settings: SourceSettings) -> list[dict[str, Any]]:
+    """All rows of a small dataset. Raises as `load_stream`, and `SourceError` where they cannot be read."""
+    stream = load_stream(dataset, settings)
+    with _telling(dataset):
+        return [dict(row) for row in stream]
 
 
 def commit_of(dataset: str, revision: str) -> str:
     """The commit of a dataset's branch or tag; of its main branch where none is named."""
     import huggingface_hub
 
-    try:
+    with _telling(dataset):
         return huggingface_hub.HfApi().dataset_info(dataset, revision=revision or None).sha or revision
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Any error in here as ours, of `what`."""
+    try:
+        yield
     except Exception as error:
-        raise _refused(dataset, error) from error
+        raise _refused(what, error) from error
 
 
 def _refused(what: str, error: Exception) -> SourceError:

@@ -102,6 +102,9 @@ def dataset_folder(folder):
     content = pa.array([code(0).encode(), None, b"# \xff\n", code(3).encode()], pa.binary()).view(pa.string())
     (folder / "owner" / "spoiled").mkdir(parents=True)
     pq.write_table(pa.table({"content": content}), folder / "owner" / "spoiled" / "train.parquet")
+    for name in ("damaged", "bad-benchmark"):
+        (folder / "owner" / name).mkdir()
+        (folder / "owner" / name / "test.jsonl").write_text('{"content": ')
     for name in ("part-00000.parquet", "part-00007.parquet", "data/own.parquet"):
         write((folder / "me" / "older" / name).parent, [the_stack(0)], Path(name).name)
     return folder
@@ -125,6 +128,8 @@ def run(tmp_path_factory):
         ["inspect", "bigcode/missing", "missing"],
         ["decontaminate", "stack", "no-benchmark", "--benchmarks", "openai/missing:test"],
         ["inspect", "owner/spoiled", "revision", "--revision", "v9"],
+        ["inspect", "owner/damaged", "damaged", "--split", "test"],
+        ["decontaminate", "stack", "bad-benchmark", "--benchmarks", "owner/bad-benchmark"],
         ["publish", "stack", "me/stack"],
         ["inspect", "me/stack", "again"],
         ["publish", "stack", "owner/spoiled"],
@@ -200,11 +205,13 @@ def test_rows_that_are_no_text_are_counted_drops(run):
         ("missing", "bigcode/missing is no file or folder here and no dataset of the Hub, or a private one: check"),
         ("no-benchmark", "openai/missing is no file or folder here and no dataset of the Hub, or a private one: check"),
         ("revision", "owner/spoiled has no such revision"),
+        ("damaged", "owner/damaged cannot be read from the Hub: "),
+        ("bad-benchmark", "owner/bad-benchmark cannot be read from the Hub: "),
     ],
 )
 def test_what_the_hub_refuses_is_said_with_what_to_do(run, out, message):
     folder, said = run
-    assert said[out].startswith(f"error: {message}")
+    assert said[out].splitlines()[-1].startswith(f"error: {message}")
     assert not (folder / out).exists()
 
 
