@@ -124,7 +124,7 @@ class Stage:
             "version": metadata.version("moe-codegen"),
             "settings": as_record(self.settings),
             "contents": self.contents,
-            "source": as_text(Path(self.source.name).name),
+            "source": as_text(Path(self.source.name).absolute().name),
             "units": self.units,
             "rows": sum(shard["rows"] for shard in shards),
             "shards": shards,

@@ -32,7 +32,7 @@ def write_report(
     if not manifests:
         with tempfile.TemporaryDirectory() as folder:
             manifests = [inspect(open_source(source), folder, num_proc=num_proc, quiet=quiet)]
-    out, name, stages = Path(out), Path(source).name, stages_of(manifests)
+    out, name, stages = Path(out), Path(source).absolute().name, stages_of(manifests)
     out.mkdir(parents=True, exist_ok=True)
     record: Record = {"source": name, "stages": stages}
     drawn: list[list[str]] = [[] for _ in stages]

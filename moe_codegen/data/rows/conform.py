@@ -69,7 +69,9 @@ def _text(name: str, array: pa.Array, origin: str) -> pa.Array:
 
 
 def _number(name: str, array: pa.Array, origin: str) -> pa.Array:
-    return _expect(name, array, _NUMBER, "a number", origin)
+    """A column of numbers; NaN, as pandas stores a missing one, is null."""
+    numbers = _expect(name, array, _NUMBER, "a number", origin)
+    return pc.if_else(pc.is_finite(numbers), numbers, None)
 
 
 def _valid_text(name: str, array: pa.Array, origin: str) -> pa.Array:

@@ -22,6 +22,7 @@ from moe_codegen.data.passes.workers import map_units
 from moe_codegen.data.pipeline.prepare import prepare, read_plan
 from moe_codegen.data.reading.settings import SourceSettings
 from moe_codegen.data.reading.sources import open_source
+from moe_codegen.data.report.report import write_report
 from moe_codegen.data.sampling.sample import SampleSettings, sample
 from moe_codegen.errors import ConfigError, OutputError, ResumeError, SourceError, WorkerError
 from tests.data.inputs import code, edited, row, tree, write
@@ -283,6 +284,12 @@ def test_workers_are_forked_from_a_process_without_other_threads(tmp_path):
     """A thread that holds a lock while its process forks leaves the lock held in the worker for good."""
     map_units(count_threads_of_the_server, [(tmp_path / str(number),) for number in range(2)], 2, None)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["1", "1"]
+
+
+def test_the_folder_that_one_is_in_is_told_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path / "in", [row(1)]))
+    assert clean(open_source("."), tmp_path / "out")["source"] == "in"
+    assert write_report(".", tmp_path / "report", pictures=False)["source"] == "in"
 
 
 def test_the_history_of_a_folder_is_told(tmp_path):

@@ -75,6 +75,13 @@ def test_null_counts_and_null_licenses(tmp_path):
     assert read(tmp_path / "out")[0]["stars"] == 0
 
 
+def test_a_count_that_is_not_a_number_is_none(tmp_path):
+    """As pandas stores an integer that is missing."""
+    counted, _ = run(write(tmp_path / "in", [row(0, stars=float("nan")), row(1, stars=3.0)]), tmp_path / "out")
+    assert counted == {"kept": 2}
+    assert [one["stars"] for one in read(tmp_path / "out")] == [0, 3]
+
+
 def test_a_null_typed_column_is_a_column_of_nulls(tmp_path):
     rows = [row(seed, stars=None, repo=None, licenses=None) for seed in range(3)]
     folder = write(tmp_path / "in", rows, stars=pa.null(), repo=pa.null(), licenses=pa.null())
