@@ -28,6 +28,7 @@ from moe_codegen.data.reading.files import as_text, digest
 from moe_codegen.data.reading.sources import Source, Unit
 from moe_codegen.errors import ConfigError, OutputError, ResumeError, SourceError
 from moe_codegen.settings import as_record
+from moe_codegen.whole_file import write_whole
 
 MANIFEST = "manifest.json"
 _OURS = {"verb", "version", "settings", "contents", "units", "history"}  # keys that every manifest of ours has
@@ -109,7 +110,7 @@ class Stage:
             return manifest is not None
         if any(child.name != WORK for child in self.out.iterdir()):
             raise OutputError(f"{self.out} is not empty and holds no run of ours; give an empty or new folder")
-        started.write_text(json.dumps(mine))
+        write_whole(started, json.dumps(mine).encode())
         return False
 
     def finish(self, summary: Record, records: list[Record]) -> Record:

@@ -256,6 +256,21 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         clean(source, tmp_path / "file")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_disk_that_is_full_at_the_start_leaves_nothing_that_a_second_run_stumbles_over(tmp_path):
+    import resource
+
+    source = open_source(write(tmp_path / "in", [row(0)]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            clean(source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert clean(source, tmp_path / "out")["rows"] == 1
+
+
 def test_two_runs_at_once_are_refused(tmp_path):
     import filelock
 
