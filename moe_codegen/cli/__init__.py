@@ -68,6 +68,7 @@ app.command(rich_help_panel=TRAINING)(report.report)
 
 def main() -> None:
     """Run the command line; a warning or an error of ours is one message on standard error, an error exit status 1."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as standard error does: no traceback
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning

@@ -18,4 +18,4 @@ def show_warning(message: Warning | str, *where: Any, **rest: Any) -> None:
 
 def print_json(record: dict[str, Any]) -> None:
     """One line of JSON on standard output, as a program wants to read it."""
-    output.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    output.file.write(json.dumps(record) + "\n")

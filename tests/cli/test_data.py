@@ -1,8 +1,11 @@
+import io
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from moe_codegen.cli import main
 from moe_codegen.cli.data import app
 from tests.data.inputs import row, write
 
@@ -85,6 +88,20 @@ def test_what_looks_like_markup_in_the_name_of_a_folder_is_none(tmp_path):
     ):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert line in result.output, result.exception
+
+
+def test_a_terminal_of_ascii_gets_escapes_and_json_stays_json(tmp_path, monkeypatch):
+    source = write(tmp_path / "größe", [row(seed) for seed in range(20)])
+    written = []
+    for flags in (["--dry-run"], ["--json", "--quiet"]):
+        monkeypatch.setattr(sys, "argv", ["moe-codegen", "data", "clean", str(source), str(tmp_path / "out"), *flags])
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        sys.stdout.flush()
+        written.append(sys.stdout.buffer.getvalue().decode("ascii"))
+    assert r"gr\xf6\xdfe ->" in written[0]
+    assert json.loads(written[1])["source"] == "größe"
 
 
 def test_a_hub_that_is_not_reached_is_said_to_be_so(tmp_path, monkeypatch):

@@ -89,14 +89,14 @@ class Stage:
     def claim(self) -> bool:
         """Take `out` for this run; True if it is already finished. Raises `OutputError` or `ResumeError`."""
         mine = _fingerprint(self.verb, as_record(self.settings), self.contents, self.units)
-        mine["modified"] = digest(self.modified)
+        mine["modification times"] = digest(self.modified)
         started = self.work / RUN
         manifest = read_manifest(self.out)
         if manifest is not None:
             theirs = _fingerprint(*(manifest[key] for key in ("verb", "settings", "contents", "units")))
             # Not the times themselves: a copy of all that was made, elsewhere, is the same.
             if max(self.modified, default=0) > (self.out / MANIFEST).stat().st_mtime_ns:
-                theirs["modified"] = "before"
+                theirs["modification times"] = "before"
         elif started.exists():
             theirs = json.loads(started.read_text())
         else:

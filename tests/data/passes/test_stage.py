@@ -148,7 +148,7 @@ def test_other_settings_or_another_source_are_refused(tmp_path, monkeypatch):
         clean(open_source(folder, SourceSettings(columns=("repo=path",)), 8000), tmp_path / "out")
     path = folder / "data.parquet"
     os.utime(path, ns=(0, 0))
-    with pytest.raises(ResumeError, match="differs in modified"):
+    with pytest.raises(ResumeError, match="differs in modification times"):
         clean(open_source(folder, unit_bytes=8000), tmp_path / "out")
 
 
@@ -164,10 +164,10 @@ def test_a_finished_run_is_known_by_what_it_read_wherever_that_lies(tmp_path):
         clean(open_source(tmp_path / "moved", SourceSettings(language="java")), tmp_path / "out")
     path = tmp_path / "moved" / "one" / "a.py"
     path.write_text(path.read_text().replace("load", "LOAD"))
-    with pytest.raises(ResumeError, match="differs in modified"):
+    with pytest.raises(ResumeError, match="differs in modification times"):
         clean(open_source(tmp_path / "moved"), tmp_path / "out")
     path.rename(path.with_name("b.py"))
-    with pytest.raises(ResumeError, match="differs in modified, source"):
+    with pytest.raises(ResumeError, match="differs in modification times, source"):
         clean(open_source(tmp_path / "moved"), tmp_path / "out")
 
 
