@@ -4,6 +4,7 @@ The mask is in the position ids: they restart at each document, and transformers
 by that, as long as there is no attention mask and no cache (`use_cache=False`: with a cache documents leak silently).
 """
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def load_packed(folder: str | Path, streaming: bool = True) -> Any:
 
     packed_languages(folder)
     features = datasets.Features.from_arrow_schema(PACKED)
-    files = sorted(str(path) for path in Path(folder).glob("*.parquet"))
+    files = sorted(glob.escape(str(path)) for path in Path(folder).glob("*.parquet"))  # `datasets` takes patterns
     return datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming, features=features)
 
 

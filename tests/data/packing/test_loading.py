@@ -65,12 +65,13 @@ def test_a_folder_that_is_not_packed_is_refused(tmp_path):
 def test_a_packed_dataset_resumes_where_it_was(tmp_path):
     source = open_source(write(tmp_path / "in", [row(seed) for seed in range(60)]))
     make_tokenizer(source, tmp_path / "tokenizer", TokenizerSettings(vocabulary=400))
-    pack(source, tmp_path / "out", PackSettings(str(tmp_path / "tokenizer"), 128))
-    whole = [one["input_ids"] for one in load_packed(tmp_path / "out")]
-    dataset = load_packed(tmp_path / "out")
+    out = tmp_path / "out [1]"  # no pattern
+    pack(source, out, PackSettings(str(tmp_path / "tokenizer"), 128))
+    whole = [one["input_ids"] for one in load_packed(out)]
+    dataset = load_packed(out)
     rows = iter(dataset)
     first = [next(rows)["input_ids"] for _ in range(7)]
-    resumed = load_packed(tmp_path / "out")
+    resumed = load_packed(out)
     resumed.load_state_dict(dataset.state_dict())
     assert first + [one["input_ids"] for one in resumed] == whole
     assert len(whole) > 20
