@@ -1,5 +1,6 @@
 """How documents become sequences, as typed settings."""
 
+import math
 from dataclasses import dataclass
 
 from moe_codegen.errors import ConfigError
@@ -29,7 +30,7 @@ class PackSettings:
         if self.sequence_length < least:
             raise ConfigError(f"sequence_length={self.sequence_length} should be at least {least} tokens")
         check_least(self, 1, "tokens")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature={self.temperature} should be positive")
         self.weight_of  # noqa: B018 (raises)
 
@@ -44,7 +45,7 @@ class PackSettings:
                 weight = float(value)
             except ValueError:
                 raise ConfigError(f"weights: {pair} should be LANGUAGE=WEIGHT, such as python=2") from None
-            if not weight > 0:
+            if not 0 < weight < math.inf:
                 raise ConfigError(f"weights: {pair} should be positive; a language that is not named is left out")
             if language in found:
                 raise ConfigError(f"weights: {language} has two; give one")

@@ -74,7 +74,7 @@ def load_base(base: str) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # those of a damaged file have no common base
         raise TokenizerError(f"no tokenizer can be loaded from {base}: {error}") from error
     if not tokenizer.is_fast:
         raise TokenizerError(f"the tokenizer of {base} has no tokenizer.json; convert it with transformers first")
@@ -202,7 +202,10 @@ def load_encoder(folder: str | Path) -> Encoder:
     path = Path(folder, "tokenizer.json")
     if not path.is_file():
         raise TokenizerError(f"{folder} has no tokenizer.json; make it with `moe-codegen data tokenizer`")
-    tokenizer = text_only(path.read_text(encoding="utf-8"))
+    try:
+        tokenizer = text_only(path.read_text(encoding="utf-8"))
+    except Exception as error:  # no JSON, or none that the library takes
+        raise TokenizerError(f"{path} is damaged or no tokenizer: {error}; make or fetch it again") from error
     tokenizer.post_processor = None  # it would add special tokens, and take blanks out of the tokens' offsets
     tokenizer.no_truncation()
     tokenizer.no_padding()

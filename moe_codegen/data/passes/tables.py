@@ -50,10 +50,13 @@ def markdown(stages: Iterable[Record]) -> Iterator[str]:
             kept, dropped = tally.total(kept=True)[0], tally.total(kept=False)[0]
             yield f"{kept:,} of {kept + dropped:,} files kept ({kept / max(kept + dropped, 1):.1%}).\n"
         for table in tables_of(stage, reasons_by_language=True):
-            yield "| " + " | ".join(table.head) + " |"
-            yield "|" + " --- |" * len(table.head)
-            yield from ("| " + " | ".join(row) + " |" for row in table.rows)
-            yield ""
+            head, *rows = (f"| {' | '.join(map(_in_markdown, cells))} |" for cells in (table.head, *table.rows))
+            yield from (head, "|" + " --- |" * len(table.head), *rows, "")
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell that ends neither itself nor its row; the names of licences and problems may hold anything."""
+    return " ".join(cell.replace("|", "\\|").split())
 
 
 def tables_of(manifest: Record, *, reasons_by_language: bool = False) -> Iterator[TextTable]:

@@ -4,6 +4,7 @@ Packages are fetched, cleaned and deduplicated in `OUT/.work`; then a random par
 package has more than its share.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ class CorpusSettings:
 
     def __post_init__(self) -> None:
         check_between(self, 0, 1, "package_share")
+        check_between(self, 0, math.inf, "megabytes", open_ended=True)
         names = [Path(folder).resolve().name for folder in self.folders]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"`folders` has two called {min(twice)}, which is the repository's name; rename one")

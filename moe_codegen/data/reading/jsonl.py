@@ -132,7 +132,7 @@ def _lines(path: Path, start: int, end: int) -> Iterator[bytes]:
 def _parse(line: bytes, layout: Layout) -> tuple[dict[str, Any], str]:
     """A line's columns that the layout reads, and what is wrong with it, if anything."""
     try:
-        row = json.loads(line.decode())  # left to itself, `json` lets encoded surrogates pass
+        row = json.loads(line.decode("utf-8-sig"))  # left to itself, `json` lets encoded surrogates pass
     except UnicodeDecodeError:
         return {}, "invalid_utf8"
     except (ValueError, RecursionError):

@@ -4,6 +4,7 @@ Each repository gives its first file before any gives a second one: files of one
 says less. A file then stands for as many as its repository has for each one drawn of it.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class SampleSettings:
     def __post_init__(self) -> None:
         check_between(self, 0, 1, "precision", "confidence", open_ended=True)
         check_between(self, 0, 1, "rho")
+        check_between(self, 0, math.inf, "variation")
         check_least(self, 1, "files")
 
 

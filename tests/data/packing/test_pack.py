@@ -257,6 +257,12 @@ def test_bad_tokenizers_and_settings(tmp_path, tokenizer):
         make_tokenizer(made, tmp_path / "out", TokenizerSettings(base=str(tmp_path / "none")))
     with pytest.raises(TokenizerError, match="no tokenizer named"):
         pack(made, tmp_path / "out", PackSettings())
+    for text in ("{", "{}"):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json is damaged or no tokenizer"):
+            pack(made, tmp_path / "out", PackSettings(str(tmp_path)))
+        with pytest.raises(TokenizerError, match="no tokenizer can be loaded"):
+            make_tokenizer(made, tmp_path / text, TokenizerSettings(base=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -267,6 +273,8 @@ def test_bad_tokenizers_and_settings(tmp_path, tokenizer):
         ({"tokens": 0}, "tokens=0 should be at least 1"),
         ({"sequence_length": 7}, "sequence_length=7 should be at least 8 tokens"),
         ({"temperature": 0.0}, r"temperature=0\.0 should be positive"),
+        ({"temperature": float("nan")}, "temperature=nan should be positive"),
+        ({"weights": ("a=inf",)}, "a=inf should be positive"),
         ({"weights": ("a",)}, "a should be LANGUAGE=WEIGHT"),
         ({"weights": ("a=0",)}, "a=0 should be positive"),
         ({"weights": ("C++=1", "cpp=2")}, "cpp has two"),

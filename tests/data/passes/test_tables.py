@@ -1,4 +1,4 @@
-from moe_codegen.data.passes.tables import as_text, tables_of
+from moe_codegen.data.passes.tables import as_text, markdown, tables_of
 
 
 def rows(manifest, head):
@@ -31,6 +31,11 @@ def test_cluster_sizes_are_in_order_and_together_up_to_a_power_of_two():
         ("17 to 32", "1"),
         ("1,025 to 2,048", "1"),
     ]
+
+
+def test_a_name_ends_neither_its_cell_nor_its_row():
+    stage = {"verb": "inspect", "source": "in", "licenses": {"MIT | X11\nand more": 1}}
+    assert r"| MIT \| X11 and more | 1 |" in list(markdown([stage]))
 
 
 def test_a_setting_as_text():

@@ -103,6 +103,8 @@ def test_a_list_of_packages_is_read_with_paths_relative_to_it(tmp_path):
         build_corpus(CorpusSettings(folders=(str(tmp_path / "mine"),)), tmp_path / "out")
     with pytest.raises(ConfigError, match="`folders` has two called src"):
         CorpusSettings(folders=("one/src", "two/src/"))
+    with pytest.raises(ConfigError, match="megabytes=0 should lie between 0 and inf"):
+        CorpusSettings(megabytes=0)
     (tmp_path / "p.toml").write_text("cran = ['x']")
     with pytest.raises(ConfigError, match="unknown key `cran`"):
         read_corpus_settings(tmp_path / "p.toml")

@@ -1,5 +1,6 @@
 """Every bad input is an error that says what to do, or a counted drop with a line in the log of dropped rows."""
 
+import codecs
 import json
 
 import pyarrow as pa
@@ -136,7 +137,7 @@ def test_jsonl_drops_single_lines(tmp_path):
     surrogate = json.dumps(row(7)).encode().replace(b"# ", b"# \\ud800", 1)
     raw_surrogate = json.dumps(row(8)).encode().replace(b"# ", b"# \xed\xa0\x80", 1)
     lines = [good[0], b'{"content": "cut off', good[1], surrogate, raw_surrogate, b"[1]", b"", good[2]]
-    (tmp_path / "in" / "a.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "in" / "a.jsonl").write_bytes(codecs.BOM_UTF8 + b"\n".join(lines))
     counted, logged = run(tmp_path / "in", tmp_path / "out")
     assert counted == {"kept": 3, "malformed_json": 2, "lone_surrogate": 1, "invalid_utf8": 1}
     assert [one["row"] for one in logged] == [1, 3, 4, 5]

@@ -119,6 +119,8 @@ def test_languages_seed_and_workers(tmp_path):
         SampleSettings(precision=1.5)
     with pytest.raises(ConfigError, match="files=-5 should be at least 1"):
         SampleSettings(files=-5)
+    with pytest.raises(ConfigError, match=r"variation=-1\.0 should lie between 0 and inf"):
+        SampleSettings(variation=-1.0)
 
 
 def test_a_precision_out_of_reach_is_said_with_what_was_reached(tmp_path):
