@@ -1,4 +1,4 @@
-"""A tokenizer to which text is nothing but text: what spells a control token in it is spelled out."""
+"""A tokenizer that makes no control token of text: one that is spelled there is encoded as any other word."""
 
 import json
 from typing import Any
@@ -14,8 +14,8 @@ def is_control(added: str) -> bool:
 def text_only(serialised: str) -> Tokenizer:
     """A tokenizer of `tokenizer.json`'s contents that makes no control token of any text.
 
-    `encode_special_tokens` alone is not enough, nor transformers' `split_special_tokens`: they spare what is marked as
-    special, which the sentinels of Qwen2.5-Coder and CodeGemma are not.
+    `encode_special_tokens` alone is not enough, nor transformers' `split_special_tokens`: they affect only tokens that
+    are marked as special, which the sentinels of Qwen2.5-Coder and CodeGemma are not.
     """
     settings: dict[str, Any] = json.loads(serialised)
     for token in settings["added_tokens"]:

@@ -55,7 +55,7 @@ def check_types(settings: Any, hints: Mapping[str, Any]) -> None:
 def check_between(settings: Any, low: float, high: float, *names: str, open_ended: bool = False) -> None:
     """Raises `ConfigError` for the first of these fields that is given and not between the bounds.
 
-    `open_ended`, the bounds themselves are outside.
+    With `open_ended` the bounds themselves are refused, too.
     """
     for name in names:
         value = getattr(settings, name)
@@ -79,8 +79,8 @@ def default_of(field: dataclasses.Field) -> Any:
 def as_record(settings: Any) -> dict[str, Any]:
     """The settings as JSON holds them; of a path its last part, so that the same run elsewhere has the same record.
 
-    What is_path and is not on this machine is a Hub id, which is the same everywhere: whole, since two owners may have
-    each one of that name.
+    A value of an `is_path` field that is not on this machine is a Hub id; it is kept whole, since two owners may use
+    one name.
     """
     record = {}
     for field in dataclasses.fields(settings):

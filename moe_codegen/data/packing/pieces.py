@@ -1,7 +1,7 @@
 """A document as pieces that fit a sequence; each of them may be rearranged for fill-in-the-middle, by itself.
 
-A document is cut first and rearranged then, piece by piece ("context-level" in Bavarian et al., arXiv 2207.14255): of
-one rearranged first, a sequence would hold a middle without its prefix, or sentinels without what they mark. BigCode
+A document is cut first and rearranged then, piece by piece ("context-level" in Bavarian et al., arXiv 2207.14255): in
+the other order a sequence could hold a middle without its prefix, or sentinels without what they mark. BigCode
 did the same to the part of each document that lies in a sequence, with a draw for each (its Megatron-LM,
 `megatron/data/gpt_dataset.py`). The random numbers of a document come from its own content: neither order nor workers
 nor a resumed run change them.

@@ -21,7 +21,7 @@ _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 def folder_splits(manifest: Record, folder: str = "") -> Splits:
     """The splits of a verb's output that lies in `folder` beside the card: a sub-folder each, or `train` alone.
 
-    One without rows is left out, since `load_dataset` fails at it; but not the only one there is.
+    A split without rows is left out, since `load_dataset` fails on it, unless it is the only one.
     """
     shards = manifest["shards"]
     parents = sorted({Path(shard["name"]).parent.name for shard in [s for s in shards if s["rows"]] or shards[:1]})

@@ -62,7 +62,7 @@ VERBS = {
         sample,
     ),
     "split": Verb(
-        "Divide the repositories into training and validation, and drop what in training is like a file of validation.",
+        "Divide the repositories into training and validation; drop near-duplicates of validation files from training.",
         SplitSettings,
         split,
     ),

@@ -150,8 +150,8 @@ def _files(repository: Path) -> Iterator[CheckoutFile]:
 def _license_in(folder: Path, folders: list[str], names: list[str]) -> str | None:
     """What the licence files in a folder name: None where there is none, empty where its text is not known.
 
-    So what a folder is under is not told from the licence of something bundled beneath it. A wheel's licence lies in
-    its dist-info.
+    Folders beneath are not looked at, since the licence of something bundled there is not this folder's; but a wheel's
+    licence lies in its dist-info.
     """
     paths = [folder / name for name in names]
     for name in folders:

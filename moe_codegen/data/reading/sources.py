@@ -85,9 +85,9 @@ class Source:
 def open_source(source: str | Path, settings: SourceSettings | None = None, unit_bytes: int = UNIT_BYTES) -> Source:
     """The units of a Parquet or JSONL file, a folder of them, a folder of checkouts, or a dataset on the Hub.
 
-    A path that exists is local; anything else of the form `owner/name` is a Hub id. A folder of tables is one without
-    source code beside them; where there are both the layout has to say which is meant. Where it says nothing, clones
-    with source code are checkouts.
+    A path that exists is local; anything else of the form `owner/name` is a Hub id. A folder of tables without source
+    code is read as tables; where it has both, the settings must say which is meant. Git clones with source code are
+    read as checkouts unless the settings say otherwise.
 
     Raises `SourceError` where there is nothing to read, `ColumnError` where a column is missing, `GatedDatasetError`
     where the Hub wants a sign-in.

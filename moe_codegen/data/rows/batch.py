@@ -17,8 +17,8 @@ BATCH_BYTES = 2 << 20
 class Batch:
     """Rows in our columns, `content` as binary; row `i` is row `first_row + i` of `origin`.
 
-    Where rows have been taken out, `numbers` says which `i` each one left had. `faults` names what kept a row (by its
-    number in the batch) from being read at all.
+    Once rows have been taken out, `numbers` has the former `i` of each row that is left. `faults` names what kept a row
+    (by its number in the batch) from being read at all.
     """
 
     rows: pa.RecordBatch

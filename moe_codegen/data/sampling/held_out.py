@@ -1,9 +1,9 @@
 """Which training files are like a file held out: an exact search by the shingles of the files held out.
 
 Two sets x and y of Jaccard similarity t or more share at least t |x| elements, since t |x| <= t |x or y| <= |x and y|.
-So y lacks at most (1 - t) |x| elements of x, and among any more of them than that is one of y. A bit for each shingle
-held out settles nearly every file at once, since too many of its shingles are in none; of any other file the rarest
-shingles name the candidates (prefix filtering: Chaudhuri et al., ICDE 2006), and their similarity is then computed.
+So y lacks at most (1 - t) |x| elements of x, and any more of them than that include one of y. A table with a bit set
+for each shingle held out settles nearly every file at once: too few of its shingles are in it. Of any other file the
+rarest shingles name the candidates (prefix filtering: Chaudhuri et al., ICDE 2006), whose similarity is then computed.
 """
 
 import math

@@ -19,9 +19,9 @@ def repository_hashes(batch: Batch, seed: int) -> np.ndarray:
 def held_out_repositories(repos: np.ndarray, languages: np.ndarray, share: float) -> np.ndarray:
     """The hashes of the repositories that go to validation, sorted; `repos` hold `languages`, each pair once.
 
-    The first ones in the order of their hashes, until `share` of all is reached. Training then gets back one of a
-    language that it has none of, and validation gets, of a language that it has none of, the first that training can
-    spare: so a language of two repositories or more is on both sides, but where it is tied to others.
+    The first ones in the order of their hashes, until `share` of all is reached. Of a language that training then lacks
+    one repository goes back; of one that validation lacks it gets the first that training can spare. So a language of
+    two repositories or more is on both sides, unless training needs them for their other languages.
     """
     names, repo_P = np.unique(repos, return_inverse=True)
     _, language_P = np.unique(languages, return_inverse=True)

@@ -1,7 +1,7 @@
 """`sample`: as many files of each language as a stated precision needs, spread over its repositories.
 
 Each repository gives its first file before any gives a second one: files of one repository are alike, so a second one
-says less. A file then stands for as many as its repository has for each one drawn of it.
+says less. In the mean a file is weighted by how many files its repository has for each one drawn from it.
 """
 
 import math
