@@ -148,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def weight_map_of(folder: Path) -> dict[str, str]:
     """Tensor name -> file, as the index has it."""
     weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{folder / INDEX_FILE} has no weight_map, tensor -> file; fetch it again")
     return weight_map
 

@@ -28,10 +28,10 @@ def format_count(count: int) -> str:
     return str(count)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A plain table; a column of numbers, as such or as text, is aligned right."""
     rows = [list(row) for row in rows]
-    drawn = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(_NUMBER.fullmatch(str(row[index])) for row in rows)
         drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")

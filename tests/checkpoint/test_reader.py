@@ -97,6 +97,7 @@ def only_adapters(folder):
         (lambda f: write_index(f, {"a": "one.safetensors", "d": "two.safetensors"}), "places d in two.safetensors"),
         (lambda f: write_index(f, {"a": "two.safetensors", "b": "one.safetensors"}), "places a in two.safetensors"),
         (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
+        (lambda f: write_index(f, {"a": None}), "has no weight_map, tensor -> file"),
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "is not valid JSON"),
         (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
         (only_adapters, r"holds adapters .*merge_and_unload\(\)"),
