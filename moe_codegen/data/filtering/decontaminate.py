@@ -44,7 +44,9 @@ class DecontaminateSettings:
     """Which benchmarks are looked for."""
 
     benchmarks: tuple[str, ...] = setting(
-        (), "JSONL or Parquet files, folders of them, or Hub ids (owner/name or owner/name:config)", is_path=True
+        (),
+        "JSONL or Parquet files, folders of them, or Hub ids (owner/name or owner/name:config; their split `test`)",
+        is_path=True,
     )
 
     def __post_init__(self) -> None:

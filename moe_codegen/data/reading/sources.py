@@ -28,7 +28,9 @@ from moe_codegen.languages import LANGUAGES, canonical_language
 UNIT_BYTES = 128 << 20  # of text, before compression
 _JSONL = tuple(kind + packed for kind in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst"))
 _TABLES = (".parquet", *(kind for kind in _JSONL if kind != ".json"))  # a .json may be anything
-_UNREAD = re.compile(r"(?i)\.(?:arrow|feather|orc|avro|(?:jsonl?|ndjson|parquet)\.(?:xz|bz2|lz4|zip|br|gz|zst))$")
+_UNREAD = re.compile(
+    r"(?i)\.(?:arrow|feather|orc|avro|csv|tsv|(?:jsonl?|ndjson|parquet)\.(?:xz|bz2|lz4|zip|br|gz|zst))$"
+)  # tables, too
 CHECKOUTS = "checkouts"  # the layout of a folder of repositories, told from the folder where it is not named
 # Folders in which our own verbs, git and the Hub's client keep what is no input.
 _ASIDE = {"dropped", ".work", ".git", ".cache"}

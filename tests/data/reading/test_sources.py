@@ -95,6 +95,7 @@ def test_tables_beside_source_code_have_to_be_told(tmp_path):
     [
         ("b.jsonl.xz", {}, r"b\.jsonl\.xz is of no format that is read; expected \.parquet"),
         ("b.arrow", {}, r"b\.arrow is of no format that is read"),
+        ("b.csv", {}, r"b\.csv is of no format that is read"),
         ("b.md", {"data_dir": "data/python"}, "data_dir=data/python is for datasets of the Hub"),
         ("b.md", {"split": "test"}, "split=test is for datasets of the Hub"),
     ],
