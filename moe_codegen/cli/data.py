@@ -150,9 +150,9 @@ def publish_command(
 def corpus_command(
     packages: Annotated[Path, typer.Argument(metavar="PACKAGES.toml", help="Names of packages: pypi, npm, debian.")],
     out: OutArgument,
-    megabytes: Annotated[float | None, typer.Option(help="MB of text a language.", show_default="50")] = None,
+    megabytes: Annotated[float | None, typer.Option(help="MB of text a language. [default: 50]")] = None,
     package_share: Annotated[
-        float | None, typer.Option(help="Most of it from one package.", show_default="0.2")
+        float | None, typer.Option(help="Largest share of it from one package. [default: 0.2]")
     ] = None,
     num_proc: NumProc = 1,
     dry_run: DryRun = False,

@@ -43,7 +43,7 @@ from moe_codegen.evaluation.scores import identify
 from moe_codegen.reporting import count_bar, table
 
 app = typer.Typer(
-    name="evaluate", help="Run what a model writes: MultiPL-E, pass@k, comparisons.", no_args_is_help=True
+    name="evaluate", help="Run what models write, measure them on held-out files, compare them.", no_args_is_help=True
 )
 
 ModelArgument = Annotated[

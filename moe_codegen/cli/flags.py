@@ -23,9 +23,9 @@ def keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) 
 def flags_of(settings_class: type, *, overriding: bool = False, panel: str | None = None) -> list[inspect.Parameter]:
     """A keyword parameter for each field; a tuple is a flag that may be repeated, a mapping one of NAME=VALUE.
 
-    With `overriding` the flags override a file, so each is None unless given. A field that is itself settings stands
-    for its own fields, which `--help` shows in a `panel` of its name; a flag that two of them share is there once, and
-    goes to both.
+    With `overriding` the flags override a file, so each is None unless given, and its help names the default. A field
+    that is itself settings stands for its own fields, which `--help` shows in a `panel` of its name; a flag that two of
+    them share is there once, and goes to both.
     """
     hints = typing.get_type_hints(settings_class)
     parameters: list[inspect.Parameter] = []
@@ -43,6 +43,8 @@ def flags_of(settings_class: type, *, overriding: bool = False, panel: str | Non
         if overriding:
             # Apart, or the column of their --no- forms would cut every flag short on a terminal of 80.
             place = "Switches" if hint is bool else panel
+            if default is not None and default not in ("", []):
+                help += f" [default: {default}]"
             hint, default = hint | None, None
         parameters.append(keyword(field.name, Annotated[hint, typer.Option(help=help, rich_help_panel=place)], default))
     return parameters

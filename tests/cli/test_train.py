@@ -42,6 +42,15 @@ def test_help_has_every_flag_that_takes_a_value_whole_on_a_narrow_terminal(verb)
             assert parameter.opts[0] in shown
 
 
+@pytest.mark.parametrize("verb", FLAGS)
+def test_help_names_the_defaults_of_what_neither_file_nor_flag_gives(verb):
+    options = {parameter.name: parameter for parameter in typer.main.get_command(app).commands[verb].params}
+    for name, default in {"learning_rate": "0.0003", "batch_size": "32", "seed": "0", "parts": "all"}.items():
+        assert options[name].help.endswith(f" [default: {default}]")
+        assert options[name].default is None
+    assert "[default" not in options["tokens"].help + options["model"].help + options["train"].help
+
+
 def test_a_run_file_and_flags_make_a_model(corpus, tmp_path):
     write_run(from_scratch(corpus, tokens=8 * LENGTH * 12), tmp_path / "run.toml")
     arguments = ["train", "dense", str(tmp_path / "run.toml"), str(tmp_path / "out"), "--tokens", str(8 * LENGTH * 4)]
