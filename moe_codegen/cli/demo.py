@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -66,7 +67,8 @@ def demo(
     _heading(2, "A small dense model in SantaCoder's architecture (otherwise, your checkpoint)")
     settings = {"seed": seed, "steps": steps or STEPS, "minutes": minutes, **_environment(documents)}
     if workspace.holds("dense", settings):
-        console.output.print(f"{dense} is there already, trained on the same code with the same settings: kept")
+        kept = f"{dense} is there already, trained on the same code with the same settings: kept"
+        console.output.print(kept, markup=False)
     else:
         _train_dense(documents, workspace.clear("dense"), steps or STEPS, minutes, seed)
         workspace.finish("dense", settings)
@@ -97,7 +99,8 @@ def demo(
     _heading(8, "Filling a gap")
     _run("generate", moe, "--prefix", BEFORE, "--suffix", AFTER, "--stop", "\n", "--max-new-tokens", 32)
 
-    console.output.print(f"\n[bold]{time.perf_counter() - start:.0f} s in all; everything is in {out}[/bold]")
+    everything = escape(str(out))
+    console.output.print(f"\n[bold]{time.perf_counter() - start:.0f} s in all; everything is in {everything}[/bold]")
     if not verified or agreement.same_completions < agreement.prompts:
         raise typer.Exit(1)
 

@@ -107,17 +107,17 @@ def run_command(
         )
         return
     for each in evaluation.models:
-        console.output.print(each.name, style="bold")
+        console.output.print(each.name, style="bold", markup=False)
         print_scores(each.scores)
         print_kinds(each.programs.counts)
         print_speed(each.programs)
         print_estimates(each.estimates)
     first, *others = evaluation.models
     for other in others:
-        console.output.print(f"A: {first.name}, B: {other.name}", style="bold")
+        console.output.print(f"A: {first.name}, B: {other.name}", style="bold", markup=False)
         print_comparisons(other.comparisons, 1)
         print_estimates(other.differences)
-    console.output.print(str(evaluation.report[0]), soft_wrap=True)
+    console.output.print(str(evaluation.report[0]), soft_wrap=True, markup=False)
 
 
 @_command("generate", ProblemSettings, SamplingSettings, ModelSettings)
@@ -140,7 +140,7 @@ def generate_command(
         console.print_json(run_record(report))
         return
     for folder in report.folders:
-        console.output.print(str(folder), soft_wrap=True)
+        console.output.print(str(folder), soft_wrap=True, markup=False)
     print_speed(report)
 
 

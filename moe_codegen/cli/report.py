@@ -33,4 +33,4 @@ def report(
         raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate]'") from missing
     with console.messages.status("writing the report"):
         page, markdown, *pictures = write_report(runs, out)
-    console.output.print(f"{page}\n{markdown}, with {len(pictures)} pictures", soft_wrap=True)
+    console.output.print(f"{page}\n{markdown}, with {len(pictures)} pictures", soft_wrap=True, markup=False)
