@@ -18,13 +18,14 @@ demo: $(INSTALLED)  ## train a small dense model, convert it, verify it, complet
 
 test: lint  ## lint, types, import contract and every test that needs no GPU
 	$(BIN)/python -m pytest --numprocesses 2
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 tests/kernels/interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 tests/kernels/numerics
+	KERNELS_EMULATE=1 $(BIN)/python -m pytest --numprocesses 2 tests/kernels/numerics
 
 gpu-test: $(INSTALLED)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --numprocesses 4 tests/kernels/test_gpu.py
 
-kernels-verify: $(INSTALLED)  ## compile every shipped kernel tile for every architecture and read the machine code
-	KERNELS_VERIFY=all $(BIN)/python -m pytest --numprocesses 2 tests/kernels/compiled
+kernels-verify: $(INSTALLED)  ## every shipped kernel tile for every architecture: read its machine code, and execute it
+	KERNELS_VERIFY=all $(BIN)/python -m pytest --numprocesses 2 tests/kernels/compiled tests/kernels/emulator
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

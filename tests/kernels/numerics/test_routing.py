@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moe_codegen_kernels import cpu, oracle
 from moe_codegen_kernels.gpu import parts, routing
-from tests.kernels.interpreter.gpu_path import GPU, use_tiles
+from tests.kernels.gpu_path import GPU, use_tiles
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

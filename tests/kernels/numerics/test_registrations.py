@@ -5,7 +5,7 @@ import torch
 
 from moe_codegen_kernels import grouped, quantise_weight, quantised, routing, rows
 from moe_codegen_kernels.expert_ffn import expert_ffn_backward_cuda, expert_ffn_cuda
-from tests.kernels.interpreter.gpu_path import GPU, use_tiles
+from tests.kernels.gpu_path import GPU, use_tiles
 from tests.kernels.problems import make_problem
 
 

@@ -1,5 +1,6 @@
-"""A kernel that is wrong in one line must fail the check that the right one passes."""
+"""A kernel that is wrong in one line must fail the check that the right one passes, or reach where it must not."""
 
+import contextlib
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from moe_codegen_kernels import quantise_weight
 from moe_codegen_kernels.gpu import decode, layer, pointer, rows, tma
 from moe_codegen_kernels.quantised_weights import Quantised
-from tests.kernels.interpreter.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
+from tests.kernels.emulator.memory import MemoryFault
+from tests.kernels.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
 from tests.kernels.problems import check_against_oracle, make_problem, oracle, relative_error
 
 MUTATIONS = [
@@ -63,7 +65,7 @@ def test_the_check_sees(monkeypatch, tmp_path, module, right, wrong):
     else:
         monkeypatch.setitem(layer.GEMMS_OF, "pointer" if module is pointer else "tma", mutant)
     problem = make_problem(tokens=23, model=24, hidden=40, experts=4, load="sentinels")
-    with pytest.raises(AssertionError, match="relative error"):
+    with pytest.raises((AssertionError, MemoryFault), match=r"relative error|of the launch|of its launch"):
         check_against_oracle(expert_ffn_on_gpu_path, problem, torch.float16)
 
 
@@ -104,8 +106,6 @@ def test_quantised_decode_mutations(tmp_path, right, wrong):
 
 def _check_decode_sees(problem, experts, mutant):
     truth_TD = oracle.expert_ffn(*problem.to(torch.float64).arguments(), activation="gelu_tanh", gated=True)
-    right_error, wrong_error = (
-        relative_error(module.expert_ffn(*problem.routed(), experts, GPU), truth_TD) for module in (decode, mutant)
-    )
-    assert right_error < 1e-3
-    assert wrong_error > 1e-2
+    assert relative_error(decode.expert_ffn(*problem.routed(), experts, GPU), truth_TD) < 1e-3
+    with contextlib.suppress(MemoryFault):
+        assert relative_error(mutant.expert_ffn(*problem.routed(), experts, GPU), truth_TD) > 1e-2

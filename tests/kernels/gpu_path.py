@@ -1,5 +1,6 @@
 """expert_ffn by way of the GPU launchers, on CPU tensors, with tiles small enough for small problems."""
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from moe_codegen_kernels.gpu import layer
 from moe_codegen_kernels.records import ExpertWeights, RoutingPlan
 from moe_codegen_kernels.tiles import Bucket, Gpu, Tile
 
-GPU = Gpu("sm_90", processors=3, name="interpreter")  # fewer than there are tiles: programs must walk
+GPU = Gpu("sm_90", processors=3, name="absent")  # fewer than there are tiles: programs must walk
 
 
 def small_bucket(path: str) -> Bucket:
@@ -27,12 +28,12 @@ def use_tiles(monkeypatch, path: str) -> None:
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, activation, gated, recompute, *tensors):
+    def forward(ctx, gpu, activation, gated, recompute, *tensors):
         hidden_TD, ids_TK, weights_TK, *weights = tensors
         experts = ExpertWeights(*weights, activation, gated)
-        out_TD, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, True, not recompute, GPU)
+        out_TD, *kept = layer.expert_ffn(hidden_TD, ids_TK, weights_TK, experts, True, not recompute, gpu)
         ctx.save_for_backward(hidden_TD, weights_TK, *weights, *kept)
-        ctx.kind = activation, gated
+        ctx.gpu, ctx.kind = gpu, (activation, gated)
         return out_TD
 
     @staticmethod
@@ -41,11 +42,14 @@ class _Layer(torch.autograd.Function):
         needs = [True, True, *(x is not None for x in weights)]
         experts, plan = ExpertWeights(*weights, *ctx.kind), RoutingPlan(order_R, inverse_R, offsets_E)
         kept_RG = h_RG if h_RG.numel() else None
-        gradients = layer.expert_ffn_backward(grad_TD, hidden_TD, weights_TK, experts, kept_RG, plan, needs, GPU)
+        gradients = layer.expert_ffn_backward(grad_TD, hidden_TD, weights_TK, experts, kept_RG, plan, needs, ctx.gpu)
         hidden, *others = (g if needed else None for g, needed in zip(gradients, needs, strict=True))
-        return None, None, None, hidden, None, *others
+        return None, None, None, None, hidden, None, *others
 
 
-def expert_ffn_on_gpu_path(*tensors, activation, gated, recompute=False):
-    """The signature of moe_codegen_kernels.expert_ffn."""
-    return _Layer.apply(activation, gated, recompute, *tensors)
+def expert_ffn_on(gpu, *tensors, activation, gated, recompute=False):
+    """The signature of moe_codegen_kernels.expert_ffn, after the GPU whose launchers run it."""
+    return _Layer.apply(gpu, activation, gated, recompute, *tensors)
+
+
+expert_ffn_on_gpu_path = functools.partial(expert_ffn_on, GPU)

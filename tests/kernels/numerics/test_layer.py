@@ -13,7 +13,7 @@ from moe_codegen_kernels.gpu.routing import Schedule
 from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.records import RoutingPlan
 from moe_codegen_kernels.tiles import Tile
-from tests.kernels.interpreter.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
+from tests.kernels.gpu_path import GPU, expert_ffn_on_gpu_path, use_tiles
 from tests.kernels.problems import (
     LOADS,
     check_against_oracle,

@@ -1,0 +1,1 @@
+"""The compiled kernels, executed on a CPU: an emulator of the PTX instructions that Triton makes of them."""
