@@ -9,12 +9,13 @@ plan, no gather and no sort. Of those that did not choose its expert it reads an
 untouched expert end at once. With fewer routed rows than experts, programs stand for rows instead of experts, and
 the first row of each expert works. y and the sum over parts stay float32.
 
-Weights of 8 or 4 bits (`quantised_weights.py`) cross the bus as they are stored, with the scales of their groups, and
-are made wide in registers. Of 4 bits a byte holds values 16 apart: the low halves meet their values of x in one
-product, the high halves theirs in another.
+Weights of 8 or 4 bits (`quantised_weights.py`) cross the bus as they are stored and are made wide in registers. One
+scale a row is multiplied with the row's sums, scales of groups with the weights. Of 4 bits a byte holds values 16
+apart: the low halves meet their values of x in one product, the high halves theirs in another.
 
 T tokens (BLOCK_T: power of two >= 16), E experts, K top-k (BLOCK_C: power of two >= K), R = T*K slots, D model,
-F expert hidden, S parts. BITS of a stored weight, or 0 for one as wide as x; GROUP values of a step share a scale.
+F expert hidden, S parts. BITS of a stored weight, or 0 for one as wide as x; GROUP values of a step share a scale, or
+all of a row where it is 0.
 """
 
 import torch
@@ -62,48 +63,50 @@ def touched_expert(
 
 
 @triton.jit
-def load_stored(
-    stored_ptr, scales_ptr, column_N, k, N, K, groups,
-    BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Values k .. k + BLOCK_K of some rows of a contiguous (N, K) matrix, as they are stored, and their scales.
+def load_stored(stored_ptr, column_N, k, N, K, BITS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Values k .. k + BLOCK_K of some rows of a contiguous (N, K) matrix as they are stored: (elements, BLOCK_N).
 
-    (BLOCK_K, BLOCK_N) where BITS is 0; else bytes as (BLOCK_N, groups of a step, bytes of a group), and the scales of
-    the groups as (BLOCK_N, groups of a step, 1).
+    In the product's own shape, whatever their width: then shared memory holds them swizzled, and no two banks clash.
     """
-    is_column_N = column_N < N
-    row_N = column_N.to(tl.int64)
-    if BITS == 0:
-        k_K = k + tl.arange(0, BLOCK_K)
-        mask = (k_K < K)[:, None] & is_column_N[None, :]
-        stored = tl.load(stored_ptr + row_N[None, :] * K + k_K[:, None], mask=mask, other=0.0)
-        scales = stored  # there are none
+    PACKED: tl.constexpr = 2 if BITS == 4 else 1  # values in an element
+    k_K = k // PACKED + tl.arange(0, BLOCK_K // PACKED)
+    mask = (k_K < K // PACKED)[:, None] & (column_N < N)[None, :]
+    return tl.load(stored_ptr + column_N.to(tl.int64)[None, :] * (K // PACKED) + k_K[:, None], mask=mask, other=0)
+
+
+@triton.jit
+def load_scales(scales_ptr, column_N, k, N, K, groups, BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The scale of each element that `load_stored` gave, in its shape; None where GROUP is 0."""
+    if GROUP == 0:
+        scales = None
     else:
         J: tl.constexpr = BLOCK_K // GROUP
         BYTES: tl.constexpr = GROUP * BITS // 8
-        first = k // GROUP if J > 1 else k // (K // groups)
-        row_bytes = K * BITS // 8
-        byte_JB = k * BITS // 8 + BYTES * tl.arange(0, J)[:, None] + tl.arange(0, BYTES)[None, :]
-        mask = is_column_N[:, None, None] & (byte_JB < row_bytes)[None, :, :]
-        stored = tl.load(stored_ptr + row_N[:, None, None] * row_bytes + byte_JB[None, :, :], mask=mask, other=0)
-        group_J = first + tl.arange(0, J)
-        mask = is_column_N[:, None] & (group_J < groups)[None, :]
-        scales = tl.load(scales_ptr + row_N[:, None] * groups + group_J[None, :], mask=mask, other=0.0)[:, :, None]
-    return stored, scales
+        group_J = (k // GROUP if J > 1 else k // (K // groups)) + tl.arange(0, J)
+        mask = (group_J < groups)[:, None] & (column_N < N)[None, :]
+        scales = tl.load(scales_ptr + column_N.to(tl.int64)[None, :] * groups + group_J[:, None], mask=mask, other=0.0)
+        scales = tl.broadcast_to(scales[:, None, :], (J, BYTES, scales.shape[1]))
+        scales = tl.reshape(scales, (J * BYTES, scales.shape[2]))
+    return scales
 
 
 @triton.jit
 def widened(stored, scales, half: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr):
-    """What `load_stored` gave as (values, BLOCK_N) of x's dtype; of 4 bits, every byte's low or high half."""
-    if BITS == 0:
-        weights = stored
-    else:
-        q = stored.to(tl.int32)  # shifts of bytes would take half as many instructions again
-        if BITS == 4:
-            q = q << (28 if half == 0 else 24) >> 28
-        weights = (q.to(tl.float32) * scales.to(tl.float32)).to(dtype)
-        weights = tl.reshape(weights, (stored.shape[0], stored.shape[1] * stored.shape[2])).T
-    return weights
+    """What `load_stored` gave in x's dtype; of 4 bits, every byte's low or high half."""
+    q = stored
+    if BITS == 4:  # shifts of bytes would take half as many instructions again
+        q = q.to(tl.int32) << (28 if half == 0 else 24) >> 28
+    if scales is not None:
+        q = q.to(tl.float32) * scales.to(tl.float32)
+    return q.to(dtype)
+
+
+@triton.jit
+def scaled(sums, scales_ptr, column_N, N, BITS: tl.constexpr, GROUP: tl.constexpr):
+    """Sums of products with weights that have one scale a row, each with its row's."""
+    if BITS > 0 and GROUP == 0:
+        sums *= tl.load(scales_ptr + column_N, mask=column_N < N, other=0.0).to(tl.float32)[None, :]
+    return sums
 
 
 @triton.jit
@@ -140,20 +143,23 @@ def decode_up_kernel(
     h = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     value = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
-        stored, scales = load_stored(up_ptr, scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
+        stored = load_stored(up_ptr, column_N, k, N, K, BITS, BLOCK_K)
+        scales = load_scales(scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
         if GATED:
-            value_stored, value_scales = load_stored(
-                value_ptr, value_scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K
-            )
+            value_stored = load_stored(value_ptr, column_N, k, N, K, BITS, BLOCK_K)
+            value_scales = load_scales(value_scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
         for half in tl.static_range(HALVES):
             x = load_rows(x_ptr, token_T, is_row_T, k, K, half, BITS, BLOCK_K)
             h = add_product(h, x, widened(stored, scales, half, BITS, dtype), PRECISION)
             if GATED:
-                value = add_product(value, x, widened(value_stored, value_scales, half, BITS, dtype), PRECISION)
+                value_weights = widened(value_stored, value_scales, half, BITS, dtype)
+                value = add_product(value, x, value_weights, PRECISION)
+    h = scaled(h, scales_ptr, column_N, N, BITS, GROUP)
     if HAS_BIAS:
         h += bias_of(bias_ptr, G * expert, column_N, N)
     a = activate(h, ACTIVATION)
     if GATED:
+        value = scaled(value, value_scales_ptr, column_N, N, BITS, GROUP)
         if HAS_BIAS:
             value += bias_of(bias_ptr, G * expert + 1, column_N, N)
         a *= value
@@ -180,10 +186,12 @@ def decode_down_kernel(
     scales_ptr = scales_ptr + expert * N * groups if BITS > 0 else None
     y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for k in range(part * length, (part + 1) * length, BLOCK_K):
-        stored, scales = load_stored(down_ptr, scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
+        stored = load_stored(down_ptr, column_N, k, N, K, BITS, BLOCK_K)
+        scales = load_scales(scales_ptr, column_N, k, N, K, groups, BITS, GROUP, BLOCK_K)
         for half in tl.static_range(HALVES):
             a = load_rows(a_ptr, slot_T, is_row_T, k, K, half, BITS, BLOCK_K)
             y = add_product(y, a, widened(stored, scales, half, BITS, dtype), PRECISION)
+    y = scaled(y, scales_ptr, column_N, N, BITS, GROUP)
     if HAS_BIAS:
         y += tl.where(part == 0, bias_of(bias_ptr, expert, column_N, N), 0.0)
     y_ptrs = y_ptr + (part * T * TOP_K + slot_T)[:, None] * N + column_N[None, :]
@@ -279,7 +287,7 @@ def _as_read(matrices: Matrices, block_k: int) -> tuple[Tensor, Tensor | None, d
     if isinstance(matrices, Tensor):
         return matrices, None, {"BITS": 0, "GROUP": 0, "BLOCK_K": block_k}
     is_row = matrices.group == matrices.shape[-1]  # one group, wherever it ends
-    group = block_k if is_row else min(matrices.group, block_k)
+    group = 0 if is_row else min(matrices.group, block_k)
     kind = {"BITS": BITS[matrices.stored.dtype], "GROUP": group, "BLOCK_K": block_k}
     return matrices.stored.view(torch.int8), matrices.scales, kind
 

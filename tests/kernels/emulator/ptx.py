@@ -135,11 +135,9 @@ class _Parser:
         kind, names = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", line).groups()
         for name in names.split(","):
             name = name.strip()
-            if many := re.fullmatch(r"(%\w+)<(\d+)>", name):
-                for number in range(int(many[2])):
-                    self.kernel.registers[f"{many[1]}{number}"] = REGISTER_TYPES[kind]
-            else:
-                self.kernel.registers["".join(self.scopes) + name] = REGISTER_TYPES[kind]
+            many = re.fullmatch(r"([%\w]+)<(\d+)>", name)
+            for each in [f"{many[1]}{number}" for number in range(int(many[2]))] if many else [name]:
+                self.kernel.registers["".join(self.scopes) + each] = REGISTER_TYPES[kind]
 
     def _instruction(self, line: str) -> Instruction:
         guard, negated, text = None, False, line
