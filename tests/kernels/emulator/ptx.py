@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-REGISTER_TYPES = {"pred": np.bool_, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64}
+REGISTER_OF_BITS = {"8": np.uint8, "16": np.uint16, "32": np.uint32, "64": np.uint64}
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,13 @@ class _Parser:
         return statements
 
     def _declare(self, line: str) -> None:
-        kind, names = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", line).groups()
+        bits, names = re.fullmatch(r"\.reg\s+\.(?:pred|[a-z]+(\d+))\s+(.*)", line).groups()
+        kind = REGISTER_OF_BITS[bits] if bits else np.bool_
         for name in names.split(","):
             name = name.strip()
             many = re.fullmatch(r"([%\w]+)<(\d+)>", name)
             for each in [f"{many[1]}{number}" for number in range(int(many[2]))] if many else [name]:
-                self.kernel.registers["".join(self.scopes) + each] = REGISTER_TYPES[kind]
+                self.kernel.registers["".join(self.scopes) + each] = kind
 
     def _instruction(self, line: str) -> Instruction:
         guard, negated, text = None, False, line
