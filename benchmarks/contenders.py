@@ -124,24 +124,29 @@ def torch_grouped_mm(layer: Layer) -> Contender:
 
 
 def transformers_implementation(forward: Callable[..., Tensor]) -> Callable[[Layer], Contender]:
-    """One of transformers' own, given what it reads from an experts module."""
+    """One of transformers' own, given what it reads from an experts module.
+
+    Biases are frozen: it adds up their gradients row by row in bf16, and with thousands of rows most of a sum is lost.
+    """
 
     def make(layer: Layer) -> Contender:
         shape, prefix = layer.shape, "gate_up_proj" if layer.shape.gated else "up_proj"
+        biases = (layer.up_bias, layer.down_bias)
+        up_bias, down_bias = (None if bias is None else bias.detach() for bias in biases)
         experts: Any = SimpleNamespace(
             num_experts=shape.experts, has_gate=shape.gated, has_bias=shape.bias, is_transposed=False,
             is_concatenated=True, has_post_expert_norm=False, _is_expert_parallel=False,
-            down_proj=layer.down, down_proj_bias=layer.down_bias,
+            down_proj=layer.down, down_proj_bias=down_bias,
             act_fn=lambda x: activate(shape.activation, x),
         )  # fmt: skip
         setattr(experts, prefix, layer.up)
-        setattr(experts, f"{prefix}_bias", layer.up_bias)
+        setattr(experts, f"{prefix}_bias", up_bias)
         experts._apply_gate = lambda h: experts.act_fn(h.chunk(2, -1)[0]) * h.chunk(2, -1)[1]
 
         def run(hidden_TD: Tensor) -> Tensor:
             return forward(experts, hidden_TD, layer.ids_TK, layer.weights_TK)
 
-        return Contender(run, layer.hidden_TD, layer.parameters, layer.weights_TK)
+        return Contender(run, layer.hidden_TD, {"up": [layer.up], "down": [layer.down]}, layer.weights_TK)
 
     return make
 

@@ -35,12 +35,12 @@ def test_an_expert_without_tokens_has_gradients_too():
     assert isinstance(outcome["loop over experts"], float), outcome
 
 
-def test_transformers_is_timed_although_it_rounds_the_gradients_of_biases():
+def test_transformers_is_timed_for_thousands_of_rows():
+    """With biases trained it would be refused: it sums their gradients in bf16."""
     layer = make_layer(SHAPES[0], 2048, "balanced", "cpu", torch.bfloat16)
     rows = expert_layer._rows(layer, "balanced", OPTIONS, None, backward=True, graph=False)
     (row,) = (row for row in rows if row["contender"] == "transformers grouped_mm")
     assert isinstance(row["p50 ms"], float), row
-    assert row["biases' gradients off by"] > expert_layer.WRONG
 
 
 def test_a_wrong_gradient_is_refused(monkeypatch):
