@@ -11,7 +11,7 @@ import numpy as np
 from tests.kernels.emulator.instructions import Mask
 from tests.kernels.emulator.machine import Program, operation
 from tests.kernels.emulator.memory import MemoryFault
-from tests.kernels.emulator.ptx import Constant, Instruction
+from tests.kernels.emulator.ptx import Constant, Instruction, UnknownInstruction
 from tests.kernels.emulator.tensor_cores import swizzled
 
 
@@ -91,7 +91,7 @@ def _barrier(program: Program, instruction: Instruction, mask: Mask) -> None:
             barrier.pending -= 1
             barrier.bytes += int(program.read(operands[2], np.uint32)[lane])
         else:
-            raise NotImplementedError(instruction.text)
+            raise UnknownInstruction(instruction.text)
 
 
 @operation("cp")
@@ -123,7 +123,7 @@ def _words_to_shared(program: Program, instruction: Instruction, mask: Mask) -> 
     to, source_N = program.address(target)[lanes], program.address(source)[lanes]
     given_N = program.read(given[0] if given else Constant(width), np.uint32)[lanes]
     if not np.isin(given_N, (0, width)).all():
-        raise NotImplementedError(f"{instruction.text}: a part of a word")
+        raise UnknownInstruction(f"{instruction.text}: a part of a word")
 
     def copy() -> None:
         values = np.zeros((len(lanes), width), np.uint8)

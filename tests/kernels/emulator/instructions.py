@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.kernels.bfloat16 import narrow, widen
 from tests.kernels.emulator.machine import Program, operation
-from tests.kernels.emulator.ptx import Address, Instruction, Operand
+from tests.kernels.emulator.ptx import Address, Instruction, Operand, UnknownInstruction
 
 Mask = np.ndarray | None
 KINDS: dict[str, Any] = {
@@ -265,9 +265,9 @@ def _store(program: Program, instruction: Instruction, mask: Mask) -> None:
 def _whole_warps(program: Program, instruction: Instruction, members: Operand, mask: Mask) -> None:
     """Every kernel of ours exchanges among all lanes of a warp, or of none."""
     if mask is not None and not (_by_warp(mask).all(1) == _by_warp(mask).any(1)).all():
-        raise NotImplementedError(f"{instruction.text}: a part of a warp")
+        raise UnknownInstruction(f"{instruction.text}: a part of a warp")
     if not (program.read(members, np.uint32) == 0xFFFFFFFF).all():
-        raise NotImplementedError(f"{instruction.text}: not of all lanes")
+        raise UnknownInstruction(f"{instruction.text}: not of all lanes")
 
 
 def _by_warp(values_N: np.ndarray) -> np.ndarray:

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from tests.kernels.emulator.memory import GlobalMemory, MemoryFault, SharedMemory
-from tests.kernels.emulator.ptx import Address, Constant, Instruction, Kernel, Operand, Register, Symbol
+from tests.kernels.emulator.ptx import (
+    Address,
+    Constant,
+    Instruction,
+    Kernel,
+    Operand,
+    Register,
+    Symbol,
+    UnknownInstruction,
+)
 
 MOST_STEPS = 1_000_000  # of a program: beyond, it waits for what does not come
 CONTROL = ("bra", "ret", "bar")
@@ -43,11 +52,11 @@ def operation(*opcodes: str) -> Callable[[Operation], Operation]:
 
 
 def check(kernel: Kernel) -> None:
-    """NotImplementedError for an instruction that is not known, or not in this form."""
+    """UnknownInstruction for an instruction that is not known, or not in this form."""
     for each in kernel.instructions:
         known = each.opcode in OPERATIONS or each.opcode in CONTROL
         if not known or not all(m in MODIFIERS or TYPES.fullmatch(m) for m in each.modifiers):
-            raise NotImplementedError(f"{kernel.name}: {each.text}")
+            raise UnknownInstruction(f"{kernel.name}: {each.text}")
 
 
 class Program:

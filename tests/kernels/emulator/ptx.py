@@ -11,6 +11,10 @@ import numpy as np
 REGISTER_OF_BITS = {"8": np.uint8, "16": np.uint16, "32": np.uint32, "64": np.uint64}
 
 
+class UnknownInstruction(ValueError):
+    """An instruction, or a form of one, that the emulator does not have: better than to guess what it does."""
+
+
 @dataclass(frozen=True)
 class Register:
     """A register by its name."""

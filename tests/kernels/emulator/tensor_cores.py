@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.kernels.emulator.instructions import Mask, as_float
 from tests.kernels.emulator.machine import Program, operation
-from tests.kernels.emulator.ptx import Instruction, Register
+from tests.kernels.emulator.ptx import Instruction, Register, UnknownInstruction
 
 LANE = np.arange(32)
 ROW_BYTES = {"none": 16, "32": 32, "64": 64, "128": 128}
@@ -19,34 +19,29 @@ def swizzled(addresses: np.ndarray, swizzle: str) -> np.ndarray:
     return addresses ^ (((addresses >> 7) & (ROW_BYTES[swizzle] // 16 - 1)) << 4)
 
 
-@operation("ldmatrix")
-def _load_matrices(program: Program, instruction: Instruction, mask: Mask) -> None:
+@operation("ldmatrix", "stmatrix")
+def _move_matrices(program: Program, instruction: Instruction, mask: Mask) -> None:
     """8x8 matrices of 16 bits: lanes 8i .. 8i + 7 have the addresses of the rows of matrix i."""
-    if mask is not None:
-        raise NotImplementedError(f"{instruction.text}: not all threads")
-    targets, source = instruction.operands
-    addresses = program.address(source).reshape(program.warps, 32)
-    for number, target in enumerate(targets):
-        rows = addresses[:, 8 * number : 8 * number + 8].reshape(-1)
-        matrix = program.shared.load(rows, 16).view(np.uint16).reshape(program.warps, 8, 8)
+    _all_threads(instruction, mask)
+    loads = instruction.opcode == "ldmatrix"
+    registers, address = instruction.operands if loads else reversed(instruction.operands)
+    addresses_WL = program.address(address).reshape(program.warps, 32)
+    for number, register in enumerate(registers):
+        rows = addresses_WL[:, 8 * number : 8 * number + 8].reshape(-1)
+        bits = program.shared.load(rows, 16) if loads else program.read(register, np.uint32)
+        matrix_W88 = bits.view(np.uint16).reshape(program.warps, 8, 8)  # a register of a lane has a pair of a row
         if "trans" in instruction.modifiers:
-            matrix = matrix.swapaxes(1, 2)
-        pairs = np.ascontiguousarray(matrix).view(np.uint32)  # (warps, 8, 4), lane 4 * row + pair
-        program.write(target, pairs.reshape(-1), None)
+            matrix_W88 = matrix_W88.swapaxes(1, 2)
+        moved = np.ascontiguousarray(matrix_W88).reshape(-1)
+        if loads:
+            program.write(register, moved.view(np.uint32), None)
+        else:
+            program.shared.store(rows, moved.view(np.uint8).reshape(-1, 16))
 
 
-@operation("stmatrix")
-def _store_matrices(program: Program, instruction: Instruction, mask: Mask) -> None:
+def _all_threads(instruction: Instruction, mask: Mask) -> None:
     if mask is not None:
-        raise NotImplementedError(f"{instruction.text}: not all threads")
-    target, sources = instruction.operands
-    addresses = program.address(target).reshape(program.warps, 32)
-    for number, source in enumerate(sources):
-        matrix = program.read(source, np.uint32).view(np.uint16).reshape(program.warps, 8, 8)
-        if "trans" in instruction.modifiers:
-            matrix = matrix.swapaxes(1, 2)
-        rows = np.ascontiguousarray(matrix).reshape(-1, 8).view(np.uint8)
-        program.shared.store(addresses[:, 8 * number : 8 * number + 8].reshape(-1), rows)
+        raise UnknownInstruction(f"{instruction.text}: not of all threads")
 
 
 def _fragment_of_a(program: Program, registers: tuple, kind: str) -> np.ndarray:
@@ -65,7 +60,7 @@ def _fragment_of_a(program: Program, registers: tuple, kind: str) -> np.ndarray:
 def _multiply(program: Program, instruction: Instruction, mask: Mask) -> None:
     """mma.sync.aligned.m16n8k16.row.col.f32.A.B.f32: one product a warp."""
     if "m16n8k16" not in instruction.modifiers:
-        raise NotImplementedError(instruction.text)
+        raise UnknownInstruction(instruction.text)
     kind = instruction.modifiers[-3]
     targets, a, b, c = instruction.operands
     a_WMK = _fragment_of_a(program, a, kind)
@@ -88,7 +83,7 @@ def _shared_tile(program: Program, descriptors_G: np.ndarray, rows: int, is_row_
         swizzle = SWIZZLE_OF_DESCRIPTOR[descriptor >> 62]
         row, k, width = np.arange(rows)[:, None], np.arange(16)[None, :], ROW_BYTES[swizzle]
         if swizzle == "none":
-            raise NotImplementedError("a tile that is not swizzled")
+            raise UnknownInstruction("a tile that is not swizzled")
         if is_row_major:
             place = row % 8 * width + row // 8 * stride + 2 * k
         else:
@@ -104,8 +99,7 @@ def _warp_group(program: Program, instruction: Instruction, mask: Mask) -> None:
     """wgmma.mma_async.sync.aligned.m64nNk16.f32.A.B d, a, b, scale-d, scale-a, scale-b[, trans-a], trans-b."""
     if instruction.modifiers[0] != "mma_async":
         return  # fence, commit_group, wait_group: products are done at once here
-    if mask is not None:
-        raise NotImplementedError(f"{instruction.text}: not all threads")
+    _all_threads(instruction, mask)
     columns = int(instruction.modifiers[3].removeprefix("m64n").removesuffix("k16"))
     kind = instruction.modifiers[-2]
     targets, a, b, keeps, sign_a, sign_b, *transposed = instruction.operands

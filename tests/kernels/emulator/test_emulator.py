@@ -10,7 +10,7 @@ import triton.language as tl
 from moe_codegen_kernels.gpu import OPTIONS
 from tests.kernels.emulator.launch import emulating
 from tests.kernels.emulator.memory import MemoryFault
-from tests.kernels.emulator.ptx import parse
+from tests.kernels.emulator.ptx import UnknownInstruction, parse
 from tests.kernels.gpu_path import expert_ffn_on_gpu_path, use_tiles
 from tests.kernels.problems import check_against_oracle, make_problem
 
@@ -82,7 +82,7 @@ def test_machine_code_that_is_wrong_in_one_place_fails(monkeypatch, path, edit):
 
 
 def test_what_it_does_not_know_it_refuses():
-    with emulating("sm_80", lambda text: text.replace("add.f32", "tex.f32")), pytest.raises(NotImplementedError):
+    with emulating("sm_80", lambda text: text.replace("add.f32", "tex.f32")), pytest.raises(UnknownInstruction):
         add_one_kernel[(1,)](torch.zeros(128), torch.zeros(128), 128, STEP=128, HINT=False, BLOCK=128, **OPTIONS)
     with pytest.raises(ValueError, match="no kernel"):
         parse(".version 9.0")
