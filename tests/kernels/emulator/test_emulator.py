@@ -25,11 +25,12 @@ def add_one_kernel(x_ptr, out_ptr, N, STEP: tl.constexpr, HINT: tl.constexpr, BL
     tl.store(out_ptr + index_N, tl.load(x_ptr + index_N, mask=index_N < N) + 1, mask=index_N < N)
 
 
-def _add_one(claimed, step=128, hint=False, out=None):
+def _add_one(claimed, step=128, hint=False, read_from=0, write_from=None):
+    """On 320 numbers; in place, from one of them on, where `write_from` is given."""
     x = torch.arange(320, dtype=torch.float32)
-    out = torch.empty_like(x) if out is None else out(x)
+    out = torch.empty_like(x) if write_from is None else x[write_from:]
     with emulating("sm_80"):
-        add_one_kernel[(3,)](x, out, claimed, STEP=step, HINT=hint, BLOCK=128, num_warps=1, **OPTIONS)
+        add_one_kernel[(3,)](x[read_from:], out, claimed, STEP=step, HINT=hint, BLOCK=128, num_warps=1, **OPTIONS)
     return x, out
 
 
@@ -42,11 +43,12 @@ def test_a_kernel_computes():
     ("arguments", "fault"),
     [
         ({"claimed": 321}, "outside every tensor"),
-        ({"claimed": 320, "step": 127}, "writes what another of its launch"),
-        ({"claimed": 320, "step": 127, "out": lambda x: x}, "another of its launch writes|writes what another"),
+        ({"claimed": 320, "step": 127}, "program 1 writes what another"),
+        ({"claimed": 319, "read_from": 1, "write_from": 0}, "program 1 reads what another"),
+        ({"claimed": 319, "write_from": 1}, "program 1 writes what another"),
         ({"claimed": 320, "step": 130, "hint": True}, "no multiple of"),
     ],
-    ids=["one too many", "two write", "one reads, one writes", "a false hint"],
+    ids=["one too many", "two write", "one reads what was written", "one writes what was read", "a false hint"],
 )
 def test_an_access_that_a_gpu_would_not_survive_is_named(arguments, fault):
     with pytest.raises(MemoryFault, match=fault):
