@@ -24,7 +24,7 @@ class TensorMap:
     shape: list[int]
     strides: list[int]
     box: list[int]
-    swizzle: str
+    row_bytes: int  # of the pattern in which rows of boxes are swizzled; 16: they are not
 
     def places(self, coordinates: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Of each element of the box at `coordinates`: its address, in 64 bits that wrap; whether the tensor has it."""
@@ -40,10 +40,9 @@ class TensorMap:
 
     def shared_places(self, start: int) -> np.ndarray:
         """Where the box's elements lie in shared memory."""
-        alignment = 128 if self.swizzle == "none" else 8 * int(self.swizzle)
-        if start % alignment:
-            raise MemoryFault(f"a box in shared memory at {start}, no multiple of {alignment}")
-        return swizzled(start + self.element_bytes * np.arange(int(np.prod(self.box))), self.swizzle)
+        if start % (8 * self.row_bytes):
+            raise MemoryFault(f"a box in shared memory at {start}, no multiple of {8 * self.row_bytes}")
+        return swizzled(start + self.element_bytes * np.arange(int(np.prod(self.box))), self.row_bytes)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from tests.kernels.emulator.memory import GlobalMemory
 from tests.kernels.emulator.ptx import Kernel, parse
 
 BEFORE_ARGUMENTS = 9  # of what Triton hands a launcher: grid, stream, function, metadata and hooks
-SWIZZLES = {0: "none", 1: "32", 2: "64", 3: "128"}
+ROW_BYTES = {0: 16, 1: 32, 2: 64, 3: 128}  # by Triton's number of a swizzle
 PARAMETER_SPACE = 2**20  # where tensor maps have their addresses, of 32 bits
 
 
@@ -104,5 +104,5 @@ def _tensor_map(descriptor: TensorDescriptor, compiled: dict[str, Any]) -> Tenso
         list(descriptor.shape),
         list(descriptor.strides),
         list(compiled["block_size"]),
-        SWIZZLES[compiled["swizzle"]],
+        ROW_BYTES[compiled["swizzle"]],
     )

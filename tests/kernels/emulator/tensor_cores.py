@@ -10,13 +10,12 @@ from tests.kernels.emulator.machine import Program, operation
 from tests.kernels.emulator.ptx import Instruction, Register, UnknownInstruction
 
 LANE = np.arange(32)
-ROW_BYTES = {"none": 16, "32": 32, "64": 64, "128": 128}
-SWIZZLE_OF_DESCRIPTOR = {0: "none", 1: "128", 2: "64", 3: "32"}
+ROW_BYTES_OF_DESCRIPTOR = {0: 16, 1: 128, 2: 64, 3: 32}  # by the bits that name the swizzle; rows of 16 have none
 
 
-def swizzled(addresses: np.ndarray, swizzle: str) -> np.ndarray:
+def swizzled(addresses: np.ndarray, row_bytes: int) -> np.ndarray:
     """Where the byte lies that a tile has at `addresses`: bits 4 .. 6 xor bits 7 .. 9, as many as the rows are wide."""
-    return addresses ^ (((addresses >> 7) & (ROW_BYTES[swizzle] // 16 - 1)) << 4)
+    return addresses ^ (((addresses >> 7) & (row_bytes // 16 - 1)) << 4)
 
 
 @operation("ldmatrix", "stmatrix")
@@ -80,16 +79,16 @@ def _shared_tile(program: Program, descriptors_G: np.ndarray, rows: int, is_row_
     tiles = []
     for descriptor in descriptors_G.tolist():
         start, leading, stride = (16 * (descriptor >> place & 0x3FFF) for place in (0, 16, 32))
-        swizzle = SWIZZLE_OF_DESCRIPTOR[descriptor >> 62]
-        row, k, width = np.arange(rows)[:, None], np.arange(16)[None, :], ROW_BYTES[swizzle]
-        if swizzle == "none":
+        width = ROW_BYTES_OF_DESCRIPTOR[descriptor >> 62]
+        row, k = np.arange(rows)[:, None], np.arange(16)[None, :]
+        if width == 16:
             raise UnknownInstruction("a tile that is not swizzled")
         if is_row_major:
             place = row % 8 * width + row // 8 * stride + 2 * k
         else:
             values = width // 2  # adjacent ones, of one k
             place = row % values * 2 + row // values * leading + k % 8 * width + k // 8 * stride
-        bits = program.shared.load(swizzled(start + place, swizzle).reshape(-1), 2).view(np.uint16)
+        bits = program.shared.load(swizzled(start + place, width).reshape(-1), 2).view(np.uint16)
         tiles.append(as_float(np.ascontiguousarray(bits[:, 0]), kind).reshape(rows, 16))
     return np.stack(tiles)
 
