@@ -1,6 +1,6 @@
 """The definition of every op, in the plainest torch: slow, differentiable, and right in float64.
 
-Tests and benchmarks compare the kernels with these functions; nothing else calls them.
+Tests, benchmarks and `tune` compare the kernels with these functions; nothing else calls them.
 
     T tokens, D model, F expert hidden, G = 2F when gated else F, E experts, K top-k, R = T*K routed rows.
     A routed row r is one (token, choice) pair; its slot is token*K + choice.
@@ -69,6 +69,14 @@ def combine(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: T
     return out_TD
 
 
+def activated(h_RG: Tensor, activation: str, gated: bool) -> Tensor:
+    """a_RF = f(h), or f(h[:F]) * h[F:] when gated."""
+    if not gated:
+        return activate(activation, h_RG)
+    gate_RF, value_RF = h_RG.chunk(2, dim=-1)
+    return activate(activation, gate_RF) * value_RF
+
+
 def expert_ffn(
     hidden_TD: Tensor,
     expert_ids_TK: Tensor,
@@ -83,8 +91,7 @@ def expert_ffn(
 ) -> Tensor:
     """out_TD[t] = sum over k of weights_TK[t, k] * FFN_e(hidden_TD[t]), e = expert_ids_TK[t, k].
 
-    FFN_e(x) = down[e] @ a + down_bias[e], with h = up[e] @ x + up_bias[e] and
-    a = f(h), or f(h[:F]) * h[F:] when gated. An id of E or more contributes nothing.
+    FFN_e(x) = down[e] @ activated(up[e] @ x + up_bias[e]) + down_bias[e]. An id of E or more contributes nothing.
     """
     out_TD = torch.zeros_like(hidden_TD)
     for expert in range(up.shape[0]):
@@ -92,12 +99,7 @@ def expert_ffn(
         h_TG = hidden_TD @ up[expert].T
         if up_bias is not None:
             h_TG = h_TG + up_bias[expert]
-        if gated:
-            gate_TF, value_TF = h_TG.chunk(2, dim=-1)
-            a_TF = activate(activation, gate_TF) * value_TF
-        else:
-            a_TF = activate(activation, h_TG)
-        y_TD = a_TF @ down[expert].T
+        y_TD = activated(h_TG, activation, gated) @ down[expert].T
         if down_bias is not None:
             y_TD = y_TD + down_bias[expert]
         out_TD = out_TD + share_T[:, None] * y_TD

@@ -1,4 +1,4 @@
-"""What `tune` tries: the tiles worth compiling, a call of each GEMM, and compiling in processes beside the timing one.
+"""What `tune` tries: the tiles worth compiling, and compiling in processes beside the timing one.
 
 A worker makes the same call on CPU tensors with a driver that only compiles, and so fills Triton's cache on disk: the
 process that times finds every kernel there.
@@ -8,13 +8,14 @@ import functools
 import itertools
 import multiprocessing
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from moe_codegen_kernels import oracle
 from moe_codegen_kernels.gpu_import import gpu_module
 from moe_codegen_kernels.records import ExpertWeights
 from moe_codegen_kernels.tiles import Tile
@@ -54,32 +55,10 @@ class Trial:
     target: Any  # Triton's name for the GPU
     shared_memory: int  # bytes a program may use
 
-    def calls(self, device: str) -> dict[str, Callable[[Tile], Any]]:
-        """A call of each GEMM, waiting for its tile: on random operands, spread evenly; on the CPU on none."""
-        size, rows = self.size, self.tokens * self.size.top_k
-        grown = 2 * size.hidden if size.gated else size.hidden
-
-        def operand(*shape: int) -> torch.Tensor:
-            values = torch.empty(shape, dtype=size.dtype, device=device)
-            return values if device == "cpu" else values.normal_(std=0.02)
-
-        gemms, routing = gpu_module("layer").GEMMS_OF[self.path], gpu_module("routing")
-        up, down = operand(size.experts, grown, size.model), operand(size.experts, size.model, size.hidden)
-        experts = ExpertWeights(up, None, down, None, "gelu_tanh", size.gated)
-        x_RD, h_RG, a_RF = operand(rows, size.model), operand(rows, grown), operand(rows, size.hidden)
-        order_R = torch.arange(rows, dtype=torch.int32, device=device)
-        s_R = torch.rand(rows, device=device)
-        bounds_E = torch.arange(size.experts + 1, device=device) * rows // size.experts
-        schedule = routing.tile_schedule(bounds_E.int(), rows, self.block_m, self.processors)
-        dots_BR = torch.empty(-(-size.hidden // BLOCKS_N[0]), rows, device=device)
-        partials_PG = gpu_module("rows").new_partials(schedule, grown)
-        calls: tuple[Callable[[Tile], Any], ...] = (
-            lambda tile: gemms.up(x_RD, order_R, 1, experts, True, schedule, tile),
-            lambda tile: gemms.linear(a_RF, down, None, schedule, tile),
-            lambda tile: gemms.down_gradient(x_RD, experts, h_RG, s_R, partials_PG, dots_BR, schedule, tile),
-            lambda tile: gemms.ragged_k(x_RD, a_RF, schedule, tile),
-        )
-        return dict(zip(size.gemms, calls, strict=True))
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.tokens * self.size.top_k
 
     def candidates(self, gemm: str, shipped: Tile) -> list[Tile]:
         """The shipped tile if it can serve here, and around it whatever may fit; `group_m` stays."""
@@ -109,6 +88,68 @@ def regrouped(tile: Tile) -> list[Tile]:
     return [replace(tile, group_m=group_m) for group_m in GROUPS_M if group_m != tile.group_m]
 
 
+class TrialGemms:
+    """The GEMMs of a trial on random operands, rows spread evenly; without a device, to compile and not to run."""
+
+    def __init__(self, trial: Trial, device: str | None) -> None:
+        self.size, self.kernels = trial.size, gpu_module("layer").GEMMS_OF[trial.path]
+        model, hidden, experts, rows = trial.size.model, trial.size.hidden, trial.size.experts, trial.rows
+        grown = 2 * hidden if trial.size.gated else hidden
+        place = device or "cpu"
+
+        def operand(*shape: int) -> Tensor:
+            """Values whose products with others are of their own size."""
+            values = torch.empty(shape, dtype=trial.size.dtype, device=place)
+            return values.normal_(std=shape[-1] ** -0.5 if len(shape) == 3 else 1.0) if device else values
+
+        up, down = operand(experts, grown, model), operand(experts, model, hidden)
+        self.experts = ExpertWeights(up, None, down, None, "gelu_tanh", trial.size.gated)
+        self.x_RD, self.h_RG, self.a_RF = operand(rows, model), operand(rows, grown), operand(rows, hidden)
+        self.order_R = torch.arange(rows, dtype=torch.int32, device=place)
+        self.s_R = torch.rand(rows, device=place)
+        offsets_E = (torch.arange(experts + 1, device=place) * rows // experts).int()
+        self.schedule = gpu_module("routing").tile_schedule(offsets_E, rows, trial.block_m, trial.processors)
+
+    def run(self, gemm: str, tile: Tile) -> tuple[Tensor, ...]:
+        """One GEMM by its kernel; the backward one with the sums that end what it begins."""
+        kernels, schedule, experts, rows = self.kernels, self.schedule, self.experts, gpu_module("rows")
+        if gemm == "linear":
+            return (kernels.linear(self.a_RF, experts.down, None, schedule, tile),)
+        if gemm == "ragged_k":
+            return (kernels.ragged_k(self.x_RD, self.a_RF, schedule, tile),)
+        if gemm == "down_gradient":
+            dots_BR = self.s_R.new_empty(-(-self.size.hidden // tile.block_n), self.s_R.numel())
+            partials_PG = rows.new_partials(schedule, self.h_RG.shape[1])
+            dh_RG, sa_RF = kernels.down_gradient(
+                self.x_RD, experts, self.h_RG, self.s_R, partials_PG, dots_BR, schedule, tile
+            )
+            d_bias_EG = rows.sum_partials(partials_PG, schedule, experts.up[:, :, 0])
+            return (
+                dh_RG,
+                sa_RF,
+                d_bias_EG,
+                rows.routing_weight_gradient(dots_BR, self.order_R, schedule.offsets_E, self.s_R),
+            )
+        return kernels.up(self.x_RD, self.order_R, 1, experts, True, schedule, tile)
+
+    def expected(self) -> dict[str, tuple[Tensor, ...]]:
+        """What `run` must give for each GEMM, by plain torch."""
+        experts, offsets_E, kind = self.experts, self.schedule.offsets_E, (self.experts.activation, self.size.gated)
+        up_RG = oracle.grouped_gemm(self.x_RD, experts.up, None, offsets_E)
+        h_RG, s_R = self.h_RG.clone().requires_grad_(), self.s_R.clone().requires_grad_()
+        sa_RF = s_R[:, None].to(h_RG.dtype) * oracle.activated(h_RG, *kind)
+        y_RD = oracle.grouped_gemm(sa_RF, experts.down, None, offsets_E)
+        dh_RG, ds_R = torch.autograd.grad(y_RD, (h_RG, s_R), self.x_RD)
+        d_bias_EG1 = oracle.grouped_gemm_ragged_k(dh_RG, torch.ones_like(dh_RG[:, :1]), offsets_E)
+        results = (
+            (oracle.activated(up_RG, *kind), up_RG),
+            (oracle.grouped_gemm(self.a_RF, experts.down, None, offsets_E),),
+            (dh_RG, sa_RF.detach(), d_bias_EG1[:, :, 0], ds_R),
+            (oracle.grouped_gemm_ragged_k(self.x_RD, self.a_RF, offsets_E),),
+        )
+        return dict(zip(self.size.gemms, results, strict=True))
+
+
 def compile_pool() -> ProcessPoolExecutor:
     """Processes that compile, one for each processor of the host but one."""
     workers = max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 1))
@@ -119,12 +160,12 @@ def compile_one(trial: Trial, gemm: str, tile: Tile) -> str | None:
     """Compile one candidate; what is wrong with it, if anything."""
     try:
         with gpu_module("no_device").driver_without_device(trial.target, trial.shared_memory):
-            _calls_without_device(trial)[gemm](tile)
+            _gemms_without_device(trial).run(gemm, tile)
     except Exception as error:  # a tile that the compiler cannot make is no reason to end the search
         return f"{type(error).__name__}: {error}"
     return None
 
 
 @functools.cache
-def _calls_without_device(trial: Trial) -> dict[str, Callable[[Tile], Any]]:
-    return trial.calls("cpu")
+def _gemms_without_device(trial: Trial) -> TrialGemms:
+    return TrialGemms(trial, None)

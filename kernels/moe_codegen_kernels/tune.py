@@ -1,21 +1,27 @@
-"""Find faster tiles for one GPU and one layer by timing them, and keep them where `tiles.choose` looks first."""
+"""Find faster tiles for one GPU and one layer by timing them, and keep them where `tiles.choose` looks first.
+
+No tile is kept that gives other results than torch does: what a compiler gets wrong may well be fast.
+"""
 
 import dataclasses
 import functools
 import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moe_codegen_kernels.gpu_import import gpu_module
 from moe_codegen_kernels.tiles import Bucket, Gpu, Tile, buckets_of, cache_path, choose
-from moe_codegen_kernels.trials import LayerSize, Trial, compile_one, regrouped
+from moe_codegen_kernels.trials import LayerSize, Trial, TrialGemms, compile_one, regrouped
 
 Measure = Callable[[Callable[[], Any]], float]
+TOLERANCE = 2.0**-5  # of a result's largest value: roundings differ by less, one wrong block of a tile by far more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +83,10 @@ def tune(
             search.time({gemm: [tile] for gemm, tile in shipped.items()}, float("inf"))
         search.time({gemm: trial.candidates(gemm, tile) for gemm, tile in shipped.items()}, deadline)
         search.time({gemm: regrouped(tile) for gemm, tile in search.best().items()}, deadline)
-        search.calls.clear()  # frees their operands: the next search has its own
+        search.free_operands()  # the next search has its own
     whole = [search for search in searches if search.covers_every_gemm()]
     if not whole:
-        raise RuntimeError(f"no tile of some product compiles for {target}: {searches[0].problem}")
+        raise RuntimeError(f"no tile of some product works on {target}: {searches[0].problem}")
     fastest = min(whole, key=_Search.total)
     best = fastest.best()
     finished = time.monotonic() < deadline
@@ -99,8 +105,9 @@ class _Search:
 
     def __init__(self, trial: Trial, pool: Executor, device: str, measure: Measure) -> None:
         self.trial, self.pool, self.measure = trial, pool, measure
-        self.calls = trial.calls(device)
-        self.timed: dict[str, dict[Tile, float]] = {gemm: {} for gemm in self.calls}
+        self.gemms = TrialGemms(trial, device)
+        self.expected = self.gemms.expected()
+        self.timed: dict[str, dict[Tile, float]] = {gemm: {} for gemm in trial.size.gemms}
         self.problem: str | None = None
 
     def time(self, candidates: dict[str, list[Tile]], deadline: float) -> None:
@@ -114,10 +121,22 @@ class _Search:
         for gemm, tile, compiling in jobs:
             if time.monotonic() > deadline:
                 compiling.cancel()
-            elif (problem := compiling.result()) is None:
-                self.timed[gemm][tile] = self.measure(functools.partial(self.calls[gemm], tile))
-            else:
+            elif problem := compiling.result() or self._problem_of_running(gemm, tile):
                 self.problem = problem
+            else:
+                self.timed[gemm][tile] = self.measure(functools.partial(self.gemms.run, gemm, tile))
+
+    def _problem_of_running(self, gemm: str, tile: Tile) -> str | None:
+        results = self.gemms.run(gemm, tile)
+        if all(map(_agree, results, self.expected[gemm])):
+            return None
+        problem = f"{gemm} with {tile} differs from torch's result and is passed over; please report it"
+        warnings.warn(problem, RuntimeWarning, stacklevel=2)
+        return problem
+
+    def free_operands(self) -> None:
+        """Their memory is large; what was timed stays."""
+        del self.gemms, self.expected
 
     def covers_every_gemm(self) -> bool:
         """Whether a bucket can be made of it."""
@@ -130,6 +149,11 @@ class _Search:
     def total(self) -> float:
         """ms of all GEMMs, each with its fastest tile."""
         return sum(min(tiles.values()) for tiles in self.timed.values())
+
+
+def _agree(result: Tensor, expected: Tensor) -> bool:
+    off = (result.float() - expected.float()).abs().max()
+    return bool(off <= TOLERANCE * expected.abs().max())  # NaN is not
 
 
 def _bucket(before: Bucket, rows_per_expert: int, tiles: dict[str, Tile], tuned_for: str) -> Bucket:

@@ -14,7 +14,7 @@ from moe_codegen.errors import ConfigError
 from moe_codegen_kernels import tiles, tune
 from moe_codegen_kernels.gpu.no_device import current_gpu
 from moe_codegen_kernels.tiles import Tile
-from moe_codegen_kernels.trials import LayerSize, Trial, compile_one, compile_pool
+from moe_codegen_kernels.trials import LayerSize, Trial, TrialGemms, compile_one, compile_pool
 
 
 class _InThisProcess(Executor):
@@ -41,19 +41,37 @@ def _trial(architecture, size, tokens=1024):
     return Trial(size, tokens, before.path, before.block_m, gpu.processors, *current_gpu()), before
 
 
+class _Ones:
+    """In place of a trial's GEMMs: each gives a one, as it must, but with the tiles in `wrong`."""
+
+    wrong = staticmethod(lambda tile: False)
+
+    def __init__(self, trial, device):
+        self.names = trial.size.gemms
+
+    def run(self, gemm, tile):
+        return (torch.tensor(2.0 if self.wrong(tile) else 1.0),)
+
+    def expected(self):
+        return {gemm: (torch.tensor(1.0),) for gemm in self.names}
+
+
 @pytest.fixture
 def compiled(monkeypatch):
-    """The (gemm, tile) that were asked for; nothing is compiled, and a call of a GEMM says which tile it has."""
+    """The (gemm, tile) that were asked for; nothing is compiled or run."""
     seen = []
     monkeypatch.setattr(tune, "compile_one", lambda trial, gemm, tile: seen.append((gemm, tile)))
-    monkeypatch.setattr(Trial, "calls", lambda self, device: {gemm: lambda tile: tile for gemm in self.size.gemms})
+    monkeypatch.setattr(tune, "TrialGemms", _Ones)
     with compiling_for("sm_90"):
         yield seen
 
 
+def _is_best(tile):
+    return (tile.block_n, tile.block_k, tile.stages, tile.programs) == (64, 32, 4, 2)
+
+
 def _pretend(call):
-    tile = call()
-    return 1.0 if (tile.block_n, tile.block_k, tile.stages) == (64, 32, 4) and tile.programs == 2 else 2.0
+    return 1.0 if _is_best(call.args[-1]) else 2.0
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -92,16 +110,24 @@ def test_a_search_cut_short_keeps_the_best_so_far_and_goes_on_next_time(compiled
     assert [record["rows_per_expert"] for record in table["16-bit"]] == [512]
 
 
+def test_a_fast_tile_with_wrong_results_is_not_kept(compiled, monkeypatch):
+    monkeypatch.setattr(_Ones, "wrong", staticmethod(_is_best))
+    size = LayerSize(64, 128, 4, 2, False, torch.bfloat16)
+    with pytest.warns(RuntimeWarning, match="differs from torch's result"):
+        found = tune.tune(size, 1024, gpu_without_device("sm_90"), _InThisProcess(), device="cpu", measure=_pretend)
+    assert all(f.after_ms == 2.0 and not _is_best(f.after) for f in found)
+
+
 def test_one_search_at_a_time_holds_its_operands(compiled, monkeypatch):
     alive, most = weakref.WeakSet(), []
 
-    def calls(self, device):
-        operands = torch.empty(1)
-        alive.add(operands)
-        most.append(len(alive))
-        return {gemm: lambda tile: (operands, tile)[1] for gemm in self.size.gemms}
+    class Counted(_Ones):
+        def __init__(self, trial, device):
+            super().__init__(trial, device)
+            alive.add(self)
+            most.append(len(alive))
 
-    monkeypatch.setattr(Trial, "calls", calls)
+    monkeypatch.setattr(tune, "TrialGemms", Counted)
     size = LayerSize(64, 128, 4, 2, False, torch.bfloat16)
     tune.tune(size, 1024, gpu_without_device("sm_90"), _InThisProcess(), device="cpu", measure=_pretend)
     assert most == [1, 1]
@@ -112,11 +138,15 @@ def test_every_gemm_is_run_as_it_will_be(architecture, gated):
     """One candidate of each GEMM through the real launchers."""
     with compiling_for(architecture) as recorder:
         trial, before = _trial(architecture, LayerSize(64, 128, 4, 2, gated, torch.bfloat16))
-        for gemm, call in trial.calls("cpu").items():
+        gemms = TrialGemms(trial, None)
+        for gemm in trial.size.gemms:
             assert trial.candidates(gemm, getattr(before, gemm))[0] == getattr(before, gemm)
-            call(getattr(before, gemm))
+            gemms.run(gemm, getattr(before, gemm))
     names = [launch.name for launch in recorder.launches if launch.name != "gather_kernel"]
-    assert names == ["schedule_kernel", "up_kernel", "linear_kernel", "down_gradient_kernel", "ragged_k_kernel"]
+    assert names == [
+        "schedule_kernel", "up_kernel", "linear_kernel", "down_gradient_kernel", "sum_partials_kernel",
+        "routing_weight_gradient_kernel", "ragged_k_kernel",
+    ]  # fmt: skip
 
 
 def test_what_another_process_compiled_is_found_here(monkeypatch, tmp_path):
@@ -130,7 +160,7 @@ def test_what_another_process_compiled_is_found_here(monkeypatch, tmp_path):
         trial, _ = _trial("sm_90", LayerSize(64, 128, 4, 2, False, torch.bfloat16), tokens=100)
         with compile_pool() as pool:
             assert pool.submit(compile_one, trial, "linear", tile).result() is None
-        trial.calls("cpu")["linear"](tile)
+        TrialGemms(trial, None).run("linear", tile)
     assert ("linear_kernel", True) in hits
 
 

@@ -5,16 +5,18 @@ KERNELS_VERIFY=all runs every bucket of tiles of every architecture whose instru
 
 import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks.ahead_of_time import gpu_without_device
-from moe_codegen_kernels import quantise_weight
+from moe_codegen_kernels import quantise_weight, tune
 from moe_codegen_kernels.gpu import layer
 from moe_codegen_kernels.quantised_weights import Quantised
 from moe_codegen_kernels.tiles import buckets_of
+from moe_codegen_kernels.trials import LayerSize, Trial
 from tests.kernels.emulator.launch import emulating
 from tests.kernels.gpu_path import expert_ffn_on
 from tests.kernels.problems import check_against_oracle, eager_expert_ffn, make_problem, oracle, relative_error
@@ -74,3 +76,18 @@ def test_decode_reads_each_touched_expert_once(architecture, bits, tokens, exper
     for launch, matrices in zip(launches, (stored.up, stored.down), strict=False):
         weights = matrices.stored if bits < 16 else matrices
         assert launch.loaded[weights.data_ptr()] == touched * weights[0].nbytes
+
+
+@pytest.mark.parametrize(("architecture", "gated"), [("sm_90", True), ("sm_80", False)])  # by TMA, by pointer
+def test_what_tune_times_computes_what_it_compares_with(architecture, gated, monkeypatch, tmp_path):
+    """The shipped tiles, run by `tune` itself: every result agrees with torch's, or none would be kept."""
+    monkeypatch.setenv("MOE_CODEGEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(tune, "compile_one", lambda *_: None)
+    monkeypatch.setattr(Trial, "candidates", lambda self, gemm, shipped: [])
+    monkeypatch.setattr(tune, "regrouped", lambda tile: [])
+    size = LayerSize(72, 264, 2, 2, gated, torch.bfloat16)
+    gpu = replace(gpu_without_device(architecture), processors=3)
+    with emulating(architecture), ThreadPoolExecutor(1) as pool:
+        found = tune.tune(size, 257, gpu, pool, device="cpu", measure=lambda run: 1.0)
+    buckets_of.cache_clear()
+    assert {each.gemm for each in found} == set(size.gemms)
