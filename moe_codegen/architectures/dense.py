@@ -24,6 +24,9 @@ class DenseCheckpoint(Mapping[str, torch.Tensor]):
     Opening it reads headers only and checks them all: the family and layout are known, nothing is quantised,
     and every tensor of the model is there once, in the right shape, with no stranger beside it.
 
+    Args:
+        folder, weights: as for `CheckpointReader`.
+
     Attributes:
         reader: the stored tensors and the raw `config.json`.
         architecture, layout: what the checkpoint is.
@@ -35,11 +38,11 @@ class DenseCheckpoint(Mapping[str, torch.Tensor]):
         CheckpointError: any of the above does not hold; the message names the tensor or setting.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, weights: bool = True) -> None:
         folder = Path(folder)
         # The settings are judged before the weights are looked at: the most common mistakes show there.
         candidates = _candidates(read_config(folder), folder)
-        self.reader = CheckpointReader(folder)
+        self.reader = CheckpointReader(folder, weights)
         self.architecture, self.layout = _layout_of(candidates, self.reader)
         self._ignored = re.compile("|".join(self.layout.ignored) or "(?!)")
         self._refuse_quantised()

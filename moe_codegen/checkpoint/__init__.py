@@ -1,11 +1,11 @@
 """Checkpoints on disk: lazy safetensors reading, bounded-memory writing."""
 
+from moe_codegen.checkpoint.hub import commit_of as commit_of
 from moe_codegen.checkpoint.reader import CheckpointReader as CheckpointReader
 from moe_codegen.checkpoint.reader import TensorHeader as TensorHeader
 from moe_codegen.checkpoint.reader import read_config as read_config
 from moe_codegen.checkpoint.reader import read_json as read_json
 from moe_codegen.checkpoint.reader import refuse_adapters as refuse_adapters
-from moe_codegen.checkpoint.source import commit_of as commit_of
 from moe_codegen.checkpoint.source import resolve_source as resolve_source
 from moe_codegen.checkpoint.staging import StagedFolder as StagedFolder
 from moe_codegen.checkpoint.staging import free_bytes as free_bytes

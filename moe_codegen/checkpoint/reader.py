@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from moe_codegen.checkpoint.hub import Snapshot
 from moe_codegen.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -57,22 +58,30 @@ class CheckpointReader(Mapping[str, torch.Tensor]):
     Opening reads `config.json`, the index and every file's header, and nothing else. A tensor is a view of the
     mapped file: its bytes live in the page cache, not in this process's own memory, and must not be written to.
 
+    Args:
+        folder: the checkpoint.
+        weights: whether its weights must be here. If not, a snapshot of the hub may lack weight files: the hub is
+            asked for their headers, and their tensors can be read after `fetch`.
+
     Raises:
         CheckpointError: no such folder, no `config.json`, no safetensors weights, or a missing, truncated or
             damaged file.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, weights: bool = True) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} is not a folder; give the folder that holds config.json")
         self.config = read_config(self.folder)
+        self._snapshot = None if weights else Snapshot.at(self.folder)
         self.files = _weight_files(self.folder)
-        self._handles = {file: _open(self.folder / file) for file in self.files}
+        self._handles = {file: _open(path) for file in self.files if (path := self.folder / file).exists()}
+        if self.missing and self._snapshot is None:
+            raise _lacking(self.folder, self.files, self.missing)
         self.headers: dict[str, TensorHeader] = {}
-        for file, handle in self._handles.items():
-            for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
-                self.headers[name] = _header(file, handle, name)
+        for file in self.files:
+            for name, (dtype, shape) in self._described(file).items():
+                self.headers[name] = _header(file, name, dtype, shape)
         self._check_index()
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -93,10 +102,37 @@ class CheckpointReader(Mapping[str, torch.Tensor]):
         """Bytes of all tensors."""
         return sum(header.nbytes for header in self.headers.values())
 
+    @property
+    def missing(self) -> list[str]:
+        """The weight files that were not here when it was opened; none after `fetch`."""
+        return [file for file in self.files if file not in self._handles]
+
+    @property
+    def nbytes_missing(self) -> int:
+        """Bytes of the tensors in them."""
+        return sum(header.nbytes for header in self.headers.values() if header.file not in self._handles)
+
+    def fetch(self) -> None:
+        """Download the weight files that are not here; CheckpointError where the hub does not give them."""
+        if self._snapshot is not None and self.missing:
+            self._snapshot.fetch(self.missing)
+            self._handles = CheckpointReader(self.folder)._handles  # whole and undamaged
+
     def stamps(self) -> dict[str, list[int]]:
         """File -> [bytes, modification time in ns]: changes when a file does, and costs no reading."""
         stats = {file: (self.folder / file).stat() for file in ["config.json", *self.files]}
         return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+
+    def _described(self, file: str) -> dict[str, tuple[str, list[int]]]:
+        """Tensor -> (dtype, shape), as the header of `file` has it, here or at the hub."""
+        if self._snapshot is not None and file not in self._handles:
+            header = self._snapshot.header(file)
+            if header is None:
+                raise _lacking(self.folder, self.files, [file])
+            return header
+        handle = self._handles[file]
+        views = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (a handle is no mapping)
+        return {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
 
     def _check_index(self) -> None:
         if self.files == [SINGLE_FILE]:
@@ -154,24 +190,24 @@ def weight_map_of(folder: Path) -> dict[str, str]:
 
 
 def _weight_files(folder: Path) -> list[str]:
-    if (folder / SINGLE_FILE).exists():  # before the index, as transformers looks
-        return [SINGLE_FILE]
+    if (folder / INDEX_FILE).exists() and not (folder / SINGLE_FILE).exists():  # in the order that transformers looks
+        return sorted(set(weight_map_of(folder).values()))
+    return [SINGLE_FILE]
+
+
+def _lacking(folder: Path, files: list[str], missing: list[str]) -> CheckpointError:
     if (folder / INDEX_FILE).exists():
-        files = sorted(set(weight_map_of(folder).values()))
-        missing = [file for file in files if not (folder / file).exists()]
-        if missing:
-            raise CheckpointError(
-                f"{folder} lacks {missing[0]} ({len(missing)} of {len(files)} weight files are missing), "
-                f"which {INDEX_FILE} names; fetch the rest of the checkpoint"
-            )
-        return files
+        return CheckpointError(
+            f"{folder} lacks {missing[0]} ({len(missing)} of {len(files)} weight files are missing), "
+            f"which {INDEX_FILE} names; fetch the rest of the checkpoint"
+        )
     pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
     if pickled:
-        raise CheckpointError(
+        return CheckpointError(
             f"{folder} holds {pickled[0].name}, a pickle, which can run code when read; only safetensors is read. "
             + CONVERT
         )
-    raise CheckpointError(
+    return CheckpointError(
         f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: no weights to read. "
         f"Fetch them; if they were only published as pickles (.bin), which are never fetched: {CONVERT}"
     )
@@ -188,12 +224,11 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _header(file: str, handle: Any, name: str) -> TensorHeader:
-    view = handle.get_slice(name)
-    dtype = DTYPES.get(view.get_dtype())
+def _header(file: str, name: str, stored_as: str, shape: list[int]) -> TensorHeader:
+    dtype = DTYPES.get(stored_as)
     if dtype is None:
         raise CheckpointError(
-            f"{file} stores {name} as {view.get_dtype()}, which is not supported; "
+            f"{file} stores {name} as {stored_as}, which is not supported; "
             f"save the checkpoint in one of {', '.join(DTYPES)}"
         )
-    return TensorHeader(file, tuple(view.get_shape()), dtype)
+    return TensorHeader(file, tuple(shape), dtype)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,22 @@ class StagedFolder:
                 "Free some and run the same command again; it goes on with the files that are missing"
             ) from error
 
-    def check_space(self, nbytes: int) -> None:
-        """Refuse to begin, or to go on, if `nbytes` of weights in all do not fit on the disk; OutputError."""
+    def check_space(self, nbytes: int, to_download: Mapping[Path, int] | None = None) -> None:
+        """Refuse to begin, or to go on, if `nbytes` of weights in all do not fit on the disk; OutputError.
+
+        Args:
+            nbytes: of the weights to write.
+            to_download: folder -> bytes that go into it before; those of folders on the same disk count, too.
+        """
+        disk = _existing(self.out).stat().st_dev
+        downloads = sum(size for folder, size in (to_download or {}).items() if folder.stat().st_dev == disk)
         # What a killed run left of unfinished files is written over.
         written = [*self.path.glob("*.safetensors"), *self.path.glob("*.safetensors.part")]
-        needed, free = nbytes - sum(file.stat().st_size for file in written), free_bytes(self.out)
+        needed, free = nbytes + downloads - sum(file.stat().st_size for file in written), free_bytes(self.out)
         if needed > free:
             raise OutputError(
-                f"{self.out} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
-                "free some, or give a target on another disk"
+                f"{self.out} needs {needed / 1e9:.2f} GB{' with the download' if downloads else ''} and its disk has "
+                f"{free / 1e9:.2f} GB free; free some, or give a target on another disk"
             )
 
     def record(self, file: str, sha256: str) -> None:

@@ -25,8 +25,8 @@ def inspect(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each checkpoint.")] = False,
 ) -> None:
-    """Say what a checkpoint is, dense or mixture, from its headers alone; a hub id is downloaded first."""
-    inspections = [inspect_checkpoint(resolve_source(path)) for path in paths]
+    """Say what a checkpoint is, dense or mixture, from its settings and headers alone, also those of a hub id."""
+    inspections = [inspect_checkpoint(resolve_source(path, weights=False)) for path in paths]
     if as_json:
         for inspection in inspections:
             console.print_json(as_record(inspection))

@@ -46,7 +46,10 @@ def upcycle(
     max_shard_size: Annotated[str, Option(help="Size of one weight file.")] = "2GB",
     seed: Annotated[int, Option(help="Of every random number.")] = 0,
     workers: Annotated[int | None, Option(help="Files written at once. [default: one per core, at most 4]")] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Check and print the plan; write nothing to OUT.")] = False,
+    dry_run: Annotated[
+        bool,
+        Option("--dry-run", help="Check headers and print the plan; download no weights, write nothing to OUT."),
+    ] = False,
     as_json: Annotated[bool, Option("--json", help="Print the plan and the result as JSON.")] = False,
 ) -> None:
     """Turn the dense checkpoint SOURCE, or several tuned from it, into a mixture of experts at OUT.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.checkpoint import StagedFolder, free_bytes, resolve_target
+from moe_codegen.checkpoint import StagedFolder, commit_of, free_bytes, resolve_target
 from moe_codegen.errors import ConfigError
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.reporting import Progress, no_progress
@@ -111,7 +111,8 @@ def upcycle(
         max_shard_size: of one weight file.
         seed: of every random number; the bytes written depend on it and not on `workers`.
         workers: files written at once; None means one for each core, at most 4.
-        dry_run: plan and check, write nothing; a hub id is downloaded, for sources are read to be checked.
+        dry_run: plan and check, write nothing; of a hub id only settings, tokenizer and headers are downloaded, and
+            whether experts descend from the base is checked if all weights are here.
         progress: called as `progress(step, total_bytes, done_bytes)` when a step begins; what it returns is called
             with the bytes of each advance.
 
@@ -154,7 +155,8 @@ def upcycle(
     if dry_run:
         return report
     staged = StagedFolder(out, _fingerprint(sources, options, router_data))
-    staged.check_space(plan.nbytes)
+    staged.check_space(plan.nbytes, sources.to_download)
+    sources.fetch()
     with _timed(report.seconds, "scan"):
         hashes = sources.scan(workers, options.torch_dtype, progress("reading the sources", sources.nbytes, 0))
     with _timed(report.seconds, "router"):
@@ -226,8 +228,11 @@ def _warnings(options: UpcycleOptions, sources: Sources) -> list[str]:
 def _fingerprint(sources: Sources, options: UpcycleOptions, texts: Mapping[str, list[str]] | None) -> dict[str, Any]:
     """What a resumed run must have in common with the one it goes on from."""
     return {
-        # A list, for the order of the experts is part of the result.
-        "sources": [[name, checkpoint.reader.stamps()] for name, checkpoint in sources.checkpoints.items()],
+        # A list, for the order of the experts is part of the result. A commit is known before its files are here.
+        "sources": [
+            [name, commit_of(checkpoint.reader.folder) or checkpoint.reader.stamps()]
+            for name, checkpoint in sources.checkpoints.items()
+        ],
         **options.to_dict(),
         "router_data": texts and hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest(),
         "version": version_of("moe-codegen"),

@@ -74,7 +74,7 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
     folder = Path(folder)
     if is_mixture(read_config(folder)):
         return _inspect_mixture(folder)
-    return _inspect_dense(DenseCheckpoint(folder))
+    return _inspect_dense(DenseCheckpoint(folder, weights=False))
 
 
 def _inspect_dense(dense: DenseCheckpoint) -> Inspection:
@@ -97,7 +97,7 @@ def _inspect_dense(dense: DenseCheckpoint) -> Inspection:
 
 
 def _inspect_mixture(folder: Path) -> Inspection:
-    config, reader = open_mixture(folder, allow_quantised=True)
+    config, reader = open_mixture(folder, allow_quantised=True, weights=False)
     return Inspection(
         path=folder,
         family=config.architecture.family,

@@ -9,8 +9,10 @@ from moe_codegen.modeling import MoEConfig
 from moe_codegen.modeling.quantisation import quantisation_of, stored_model
 
 
-def open_mixture(folder: Path, allow_quantised: bool = False) -> tuple[MoEConfig, CheckpointReader]:
-    """Configuration and weights of the mixture in `folder`; reads headers only.
+def open_mixture(
+    folder: Path, allow_quantised: bool = False, weights: bool = True
+) -> tuple[MoEConfig, CheckpointReader]:
+    """Configuration and weights of the mixture in `folder`; reads headers only, and needs no more without `weights`.
 
     Raises:
         CheckpointError: it is none, its weights are not just those its configuration asks for, or its experts are
@@ -22,7 +24,7 @@ def open_mixture(folder: Path, allow_quantised: bool = False) -> tuple[MoEConfig
             f"{folder} is a {found['model_type'] or 'nameless'} model, not a mixture of this library; "
             f"make one with `moe-codegen upcycle {folder} OUT`"
         )
-    config, reader = MoEConfig.from_pretrained(folder), CheckpointReader(folder)
+    config, reader = MoEConfig.from_pretrained(folder), CheckpointReader(folder, weights)
     quantisation = quantisation_of(config)
     if quantisation is not None and not allow_quantised:
         raise CheckpointError(

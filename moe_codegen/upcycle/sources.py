@@ -52,6 +52,29 @@ class Sources:
         """Bytes of all checkpoints' tensors, each folder counted once."""
         return sum({c.reader.folder: c.reader.nbytes for c in self.checkpoints.values()}.values())
 
+    @property
+    def to_download(self) -> dict[Path, int]:
+        """Folder -> bytes of the weights that `fetch` will download into it; empty if all are here."""
+        readers = [checkpoint.reader for checkpoint in (self.base, *self.experts.values())]
+        return {reader.folder: reader.nbytes_missing for reader in readers if reader.missing}
+
+    def fetch(self) -> None:
+        """Download the weights of hub ids that are not here yet, and check what shows in them alone.
+
+        Raises:
+            CheckpointError: the hub does not give them.
+            MismatchError: an expert is not a fine-tuned checkpoint of the base.
+        """
+        if self.to_download:
+            for checkpoint in (self.base, *self.experts.values()):
+                checkpoint.reader.fetch()
+            self.check_descent()
+
+    def check_descent(self) -> None:
+        """Raise MismatchError if the weights of an expert are not those of the base, moved by fine-tuning."""
+        for name, expert in self.experts.items():
+            _check_descent(self.base, expert, name)
+
     def scan(self, workers: int, dtype: torch.dtype | None, advance: Advance) -> Hashes:
         """Read every weight once.
 
@@ -71,21 +94,30 @@ class Sources:
 
 
 def open_sources(source: str | Path, experts: Mapping[str, str | Path] | Iterable[str | Path] | None) -> Sources:
-    """Open the base and the experts and check, from headers and samples, that they belong together.
+    """Open the base and the experts and check that they belong together.
+
+    That is told from headers, and from samples of the weights if all are here; those of a hub id need not be.
 
     Raises:
         CheckpointError: one of them cannot be used.
         MismatchError: an expert is not a fine-tuned checkpoint of the base.
         ConfigError: two experts of one name, none at all, or one that takes the base's name.
     """
-    base = DenseCheckpoint(resolve_source(source))
+    base = _open(source)
     named = _named(experts)
-    opened = {name: DenseCheckpoint(resolve_source(path)) for name, path in named.items()}
+    opened = {name: _open(path) for name, path in named.items()}
     for name, expert in opened.items():
         if name == "base" and not expert.reader.folder.samefile(base.reader.folder):
             raise ConfigError(f"the name 'base' stands for {source}; call the expert {named[name]} something else")
         _check_same_base(base, expert, name)
-    return Sources(base, opened, {"base": str(source), **{name: str(path) for name, path in named.items()}})
+    sources = Sources(base, opened, {"base": str(source), **{name: str(path) for name, path in named.items()}})
+    if not sources.to_download:
+        sources.check_descent()
+    return sources
+
+
+def _open(source: str | Path) -> DenseCheckpoint:
+    return DenseCheckpoint(resolve_source(source, weights=False), weights=False)
 
 
 def _named(experts: Mapping[str, str | Path] | Iterable[str | Path] | None) -> dict[str, str | Path]:
@@ -110,7 +142,7 @@ def _named_by_folder(paths: list[str | Path]) -> dict[str, str | Path]:
 
 
 def _check_same_base(base: DenseCheckpoint, expert: DenseCheckpoint, name: str) -> None:
-    where = f"expert {name!r} ({expert.reader.folder})"
+    where = _where(expert, name)
     if expert.architecture != base.architecture:
         raise MismatchError(
             f"{where} is a {expert.architecture.family}, the base a {base.architecture.family}; "
@@ -135,13 +167,20 @@ def _check_same_base(base: DenseCheckpoint, expert: DenseCheckpoint, name: str) 
             f"the tokenizer.json of {where} makes other tokens than the base's, so the same ids would mean other "
             "text; join only checkpoints with the base's tokenizer"
         )
+
+
+def _check_descent(base: DenseCheckpoint, expert: DenseCheckpoint, name: str) -> None:
     for tensor in _samples(base):
         cosine = F.cosine_similarity(_sample(base, tensor), _sample(expert, tensor), dim=0).item()
         if not cosine >= LEAST_COSINE:
             raise MismatchError(
-                f"{where} does not descend from the base {base.reader.folder}: their {tensor} have a cosine of "
-                f"{cosine:.3f}, below {LEAST_COSINE}; join only checkpoints tuned from one base"
+                f"{_where(expert, name)} does not descend from the base {base.reader.folder}: their {tensor} have a "
+                f"cosine of {cosine:.3f}, below {LEAST_COSINE}; join only checkpoints tuned from one base"
             )
+
+
+def _where(expert: DenseCheckpoint, name: str) -> str:
+    return f"expert {name!r} ({expert.reader.folder})"
 
 
 def _samples(dense: DenseCheckpoint) -> list[str]:

@@ -42,9 +42,9 @@ class Hub:
     """In place of huggingface_hub's `snapshot_download`: a repository of empty files, and what was asked of it."""
 
     def __init__(self, cache, files):
-        self.snapshot, self.files, self.revisions = cache / "snapshots" / "c0ffee", files, []
+        self.snapshot, self.files, self.revisions = cache / "models--org--model" / "snapshots" / "c0ffee", files, []
 
-    def __call__(self, name, revision, allow_patterns, ignore_patterns):
+    def __call__(self, name, revision, allow_patterns, ignore_patterns, cache_dir):
         assert name == "org/model"
         self.revisions.append(revision)
         self.snapshot.mkdir(parents=True, exist_ok=True)
@@ -74,4 +74,4 @@ def test_of_a_hub_id_the_weights_that_count_are_fetched_at_its_revision(
     assert hub.fetched == wanted.keys()
     assert hub.revisions == [revision, "c0ffee"]  # both halves of one commit
     assert commit_of(folder) == "c0ffee"
-    assert commit_of(tmp_path) is None
+    assert commit_of(tmp_path) is commit_of(tmp_path / "models" / "snapshots" / "step-100") is None

@@ -70,8 +70,8 @@ def test_every_source_tensor_goes_somewhere_and_every_target_comes_from_somewher
 
 
 def test_the_provenance_is_complete_and_its_hashes_are_right(tmp_path):
-    snapshots = tmp_path / "snapshots"  # the hub's cache calls those so, and each by its commit
-    snapshots.mkdir()
+    snapshots = tmp_path / "models--org--tuned" / "snapshots"  # as in the hub's cache, each called by its commit
+    snapshots.mkdir(parents=True)
     experts = {name: tuned(dense("phi"), snapshots / name, seed) for seed, name in enumerate(("rust", "c"))}
     out = tmp_path / "moe"
     report = upcycle(dense("phi"), out, experts=experts, max_shard_size="30KB", seed=7)
@@ -141,8 +141,8 @@ CARD_OF_THE_BASE = "---\nlicense: bigcode-openrail-m\ntags: [code]\n---\n# A bas
 
 
 def test_every_verb_leaves_a_card_with_licence_and_base_and_a_record_with_hashes(tmp_path, monkeypatch):
-    base = tmp_path / "snapshots" / "c0ffee"  # as in the hub's cache
-    base.parent.mkdir()
+    base = tmp_path / "models--org--base" / "snapshots" / "c0ffee"  # as in the hub's cache
+    base.parent.mkdir(parents=True)
     copy_of(dense("llama", intermediate_size=96), base)
     (base / "README.md").write_text(CARD_OF_THE_BASE)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(base))

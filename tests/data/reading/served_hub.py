@@ -14,8 +14,11 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @contextmanager
-def served(root: Path, gated: str = "") -> Iterator[str]:
-    """The address, for HF_ENDPOINT, under which `root/OWNER/NAME` is that dataset or model; `gated` names one."""
+def served(root: Path, gated: str = "", sent: list[tuple[str, int]] | None = None) -> Iterator[str]:
+    """The address, for HF_ENDPOINT, under which `root/OWNER/NAME` is that dataset or model; `gated` names one.
+
+    Each answer's path and bytes are added to `sent`.
+    """
 
     private: set[Path] = set()
 
@@ -38,7 +41,7 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
                 return self.answer_about(folder, rest)
             if f"{owner}/{name}" == gated:
                 return self.answer(b"", 401, X_Error_Code="GatedRepo")
-            return self.answer_file(folder.joinpath(*rest[2:]))
+            return self.answer_file(folder.joinpath(*rest[2:]), COMMIT if rest[1] == "main" else rest[1])
 
         do_HEAD = do_GET
 
@@ -93,12 +96,12 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
             about = {"id": f"{folder.parent.name}/{folder.name}", "private": folder in private}
             return self.answer_json({**about, "sha": COMMIT, "siblings": siblings})
 
-        def answer_file(self, path: Path) -> None:
+        def answer_file(self, path: Path, commit: str) -> None:
             if not path.is_file():
                 return self.answer(b"", 404, X_Error_Code="EntryNotFound")
             data = path.read_bytes()
             tag = f'"{hashlib.sha256(data).hexdigest()}"'  # caches know a file by it
-            headers = {"ETag": tag, "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+            headers = {"ETag": tag, "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
             if "Range" not in self.headers:
                 return self.answer(data, 200, **headers)
             first, last = self.headers["Range"].removeprefix("bytes=").split("-")
@@ -115,6 +118,8 @@ def served(root: Path, gated: str = "") -> Iterator[str]:
                 self.send_header(key.replace("_", "-"), value)
             self.end_headers()
             if self.command != "HEAD":
+                if sent is not None:
+                    sent.append((self.path, len(body)))
                 self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
