@@ -1,9 +1,10 @@
 """A checkpoint's tokenizer, without running code from its folder; and text as tokens, none of it a control token."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from moe_codegen.plain_text import is_control, text_only
@@ -22,13 +23,18 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig) -> Any | None:
     return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of `text` as nothing but text."""
-    return encode_with_offsets(tokenizer, text).ids
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, continuing: bool = False) -> list[int]:
+    """The ids of `text` as nothing but text; `continuing`: without the blank that some tokenizers begin a text with."""
+    return encode_with_offsets(tokenizer, text, continuing=continuing).ids
 
 
-def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
-    """The tokens of `text` as nothing but text: their `ids`, and as `offsets` the characters each stands for."""
-    if not any(token in text for token in tokenizer.get_added_vocab() if is_control(token)):
+def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str, *, continuing: bool = False) -> Encoding:
+    """The tokens of `text` as `encode_text`: their `ids`, and as `offsets` the characters each stands for."""
+    if not continuing and not any(token in text for token in tokenizer.get_added_vocab() if is_control(token)):
         return tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
-    return text_only(tokenizer.backend_tokenizer.to_str()).encode(text, add_special_tokens=False)
+    return _text_only(tokenizer.backend_tokenizer, continuing).encode(text, add_special_tokens=False)
+
+
+@lru_cache(maxsize=2)  # both of one tokenizer; a large vocabulary takes long to read
+def _text_only(tokenizer: Tokenizer, continuing: bool) -> Tokenizer:
+    return text_only(tokenizer.to_str(), continuing=continuing)

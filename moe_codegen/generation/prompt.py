@@ -59,7 +59,7 @@ def encode_prompt(
                 "this tokenizer has no fill-in-the-middle tokens such as <fim_prefix>, so the model was not trained "
                 "to fill a gap; give a prompt without a suffix"
             )
-        after = encode_text(tokenizer, suffix)
+        after = encode_text(tokenizer, suffix, continuing=True)
         if max_tokens is not None:
             room = max_tokens - len(start) - 3
             kept_after = min(len(after), max(room // 2, room - len(before)))

@@ -1,14 +1,18 @@
 """Prompts: each family's sentinels are found, and text that looks like one stays text."""
 
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
-from moe_codegen.checkpoint import encode_text
+from moe_codegen.checkpoint import encode_text, load_tokenizer
 from moe_codegen.errors import ConfigError
 from moe_codegen.generation import encode_prompt, find_sentinels
 from moe_codegen.sentinels import SPELLINGS
 from tests import tiny
+from tests.checkpoint.published import FAMILIES, published
 from tests.checkpoint.tokenizers import tokenizer_with
 
 
@@ -24,6 +28,26 @@ def test_every_family_gets_its_own_sentinels_in_order(spelling, special, bos):
     sentinels = find_sentinels(tokenizer)
     assert sentinels is not None
     assert sentinels.ids == {tokenizer.convert_tokens_to_ids(token) for token in spelling if token}
+
+
+@pytest.mark.parametrize("family", ["codellama", "codellama-resaved"])
+def test_code_llama_is_asked_as_it_was_trained(family):
+    tokenizer = load_tokenizer(published(family), LlamaConfig())
+    ids = encode_prompt(tokenizer, "first", "first\n")
+    expected = ["<s>", "▁<PRE>", "▁first", "▁<SUF>", "first", "<0x0A>", "▁<MID>"]
+    assert tokenizer.convert_ids_to_tokens(ids) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_parts_of_a_prompt_are_the_text_before_and_after_the_gap(family):
+    tokenizer = load_tokenizer(published(family), LlamaConfig())
+    sentinels, x = find_sentinels(tokenizer), encode_text(tokenizer, "x")
+    for before, after in product(("", "return ", "x\n    "), ("", "first\n", "  first", "):\n")):
+        ids = encode_prompt(tokenizer, before, after)
+        begin, middle, end = map(ids.index, (sentinels.prefix, sentinels.suffix, sentinels.middle))
+        assert (ids[:begin], end) == ([tokenizer.bos_token_id] * (tokenizer.bos_token is not None), len(ids) - 1)
+        assert tokenizer.decode(ids[begin + 1 : middle]) == before
+        assert tokenizer.decode([*x, *ids[middle + 1 : end]]) == f"x{after}"
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -67,14 +67,16 @@ class Cutter:
         text = document.between(start, stop)
         one, two = sorted(generator.randrange(len(text) + 1) for _ in range(2))
         suffix_first = generator.random() < self.settings.spm_rate
-        prefix, middle, suffix = self.encoder.encode([text[:one], text[one:two], text[two:]])
+        first = self.encoder.continuing if start else self.encoder
+        (prefix,) = first.encode([text[:one]])
+        middle, suffix = self.encoder.continuing.encode([text[one:two], text[two:]])
         if prefix is None or middle is None or suffix is None:
             return None
         room = self.settings.sequence_length - _SENTINELS - len(prefix) - len(middle)
         end = [self.encoder.end] * (stop > len(document.ids))
         if len(suffix) + len(end) <= room:
             return [*rearrange(prefix, middle, suffix, sentinels, suffix_first=suffix_first), *end], stop
-        begins = self.encoder.starts(text[two:], suffix)
+        begins = self.encoder.continuing.starts(text[two:], suffix)
         for kept in range(min(room, len(suffix) - 1), 0, -1):
             place = document.character(start) + two + int(begins[kept])
             if begins[kept] > 0 and (found := document.token_at(place)) is not None:

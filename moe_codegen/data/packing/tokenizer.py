@@ -6,7 +6,7 @@ Encoding goes through the `tokenizers` library alone, so that worker processes s
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,11 @@ class Encoder:
                 raise
         return [None] if len(texts) == 1 else [ids for text in texts for ids in self.encode([text])]
 
+    @cached_property
+    def continuing(self) -> "Encoder":
+        """The same for texts that go on from another: without the blank that some tokenizers begin a text with."""
+        return replace(self, tokenizer=text_only(self.tokenizer.to_str(), continuing=True))
+
     def starts(self, text: str, ids: list[int]) -> np.ndarray:
         """At which character of `text` each of its tokens begins, (T,); -1 for one that begins inside a character.
 
@@ -207,8 +212,6 @@ def load_encoder(folder: str | Path) -> Encoder:
     except Exception as error:  # no JSON, or none that the library takes
         raise TokenizerError(f"{path} is damaged or no tokenizer: {error}; make or fetch it again") from error
     tokenizer.post_processor = None  # it would add special tokens, and take blanks out of the tokens' offsets
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     config_path = path.with_name("tokenizer_config.json")
     config = json.loads(config_path.read_text()) if config_path.is_file() else {}
