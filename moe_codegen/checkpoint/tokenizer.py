@@ -18,8 +18,12 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig) -> Any | None:
     """
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (folder / "tokenizer.json").exists():
+        # As it stands, as `data pack` reads it. The class that is named beside it may make other rules of its own for
+        # these tokens: Llama's, which DeepSeek-Coder names, too, loses blanks.
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
 
 

@@ -41,6 +41,12 @@ def test_text_is_neither_cut_nor_padded_where_a_tokenizers_file_asks_for_it(cont
 CODE = ["return first", "  return", "\n    x = 1\n", ") ", " ", "", "é = '漢\U0001f600'", "<FILL_ME>"]
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "codellama-resaved"])
+def test_a_published_tokenizer_is_read_as_it_stands(family):
+    tokenizer = load_tokenizer(published(family), LlamaConfig())
+    assert [tokenizer.decode(encode_text(tokenizer, text)) for text in CODE] == CODE
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_that_goes_on_from_another_gets_no_blank(family):
     tokenizer = load_tokenizer(published(family), LlamaConfig())
