@@ -6,7 +6,6 @@ from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 LONGEST_CHARACTER = 4  # bytes, so at most that many tokens
-CONTEXT = 8  # tokens that decide whether the next one starts with a blank
 
 
 class IncrementalDecoder:
@@ -14,7 +13,7 @@ class IncrementalDecoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._ids = list(prompt_ids[-CONTEXT:])
+        self._ids = list(prompt_ids)
         self._shown = self._decode()
         self._held = 0
 
@@ -29,7 +28,8 @@ class IncrementalDecoder:
     def flush(self) -> str:
         """What is still held back, complete or not."""
         text = self._decode()[len(self._shown) :]
-        self._ids = self._ids[-CONTEXT:]
+        if text:  # what begins a text may lose its blank, so some text has to stand before the next token
+            self._ids = self._ids[-self._held :]
         self._shown, self._held = self._decode(), 0
         return text
 

@@ -1,10 +1,15 @@
 """Text appears piece by piece as it would appear whole, and stop strings never appear."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
+from moe_codegen.checkpoint import encode_text, load_tokenizer
+from moe_codegen.generation import encode_prompt
 from moe_codegen.generation.decoding import IncrementalDecoder, find_stop, settled_length
-from tests.generation.test_prompt import tokenizer_with
+from tests.checkpoint.published import FAMILIES, published
+from tests.checkpoint.tokenizers import tokenizer_with
 
 TOKENIZER = tokenizer_with([])
 
@@ -16,6 +21,23 @@ def test_pieces_join_to_the_text_and_are_never_half_a_character(text, before):
     assert "".join(pieces) + decoder.flush() == text
     if "\ufffd" not in text:
         assert "\ufffd" not in "".join(pieces)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["first + 1", " first", "    return first\n", "\n", "한국어 🚀🚀🚀🚀", "漢字漢字漢字"])
+def test_what_goes_on_from_a_prompt_loses_and_gains_nothing(family, text):
+    tokenizer = load_tokenizer(published(family), LlamaConfig())
+    for before in ("return", "def add(first):\n    ", "# 🚀🚀\n"):
+        for after in (None, "", "first\n"):
+            decoder = IncrementalDecoder(tokenizer, encode_prompt(tokenizer, before, after))
+            pieces = [decoder.step(token) for token in encode_text(tokenizer, text, continuing=True)]
+            assert "".join(pieces) + decoder.flush() == text
+
+
+def test_after_a_token_without_text_the_next_one_keeps_its_blank():
+    tokenizer = load_tokenizer(published("codellama"), LlamaConfig())
+    decoder = IncrementalDecoder(tokenizer, encode_text(tokenizer, "return"))
+    assert [decoder.step(tokenizer.convert_tokens_to_ids(token)) for token in ("</s>", "▁first")] == ["", " first"]
 
 
 def test_bytes_that_are_no_text_do_not_hold_everything_back():

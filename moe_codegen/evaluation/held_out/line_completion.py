@@ -13,6 +13,7 @@ from moe_codegen.evaluation.held_out.line_places import Place
 from moe_codegen.evaluation.syntax import can_parse, parses
 from moe_codegen.generation import encode_prompt, find_sentinels, generate_plainly
 from moe_codegen.generation.completion import end_ids
+from moe_codegen.generation.decoding import IncrementalDecoder
 from moe_codegen.metrics.loss import told_languages
 
 Task = Literal["line", "fill"]
@@ -137,8 +138,9 @@ def _greedy(
     with torch.inference_mode():
         output = generate_plainly(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=ends, **told)
     answers = []
-    for row in output[:, max(map(len, prompts)) :].tolist():
+    for prompt, row in zip(prompts, output[:, max(map(len, prompts)) :].tolist(), strict=True):
         end = next((place for place, token in enumerate(row) if token in ends.texts), len(row))
-        text = tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        decoder = IncrementalDecoder(tokenizer, prompt)
+        text = "".join(map(decoder.step, row[:end])) + decoder.flush()
         answers.append(text.partition("\n")[0])
     return answers

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from moe_codegen.checkpoint import load_tokenizer
 from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.held_out.line_completion import complete_places, judge, tasks_for
 from moe_codegen.evaluation.held_out.line_places import Place, choose_places
 from moe_codegen.generation import encode_prompt
 from moe_codegen.metrics import Document
 from tests import tiny
+from tests.checkpoint.published import published
 from tests.evaluation.repositories import FILES
 from tests.modeling.mixture import mixture
 
@@ -53,6 +56,18 @@ def test_batches_write_what_greedy_decoding_alone_does(model, task):
         told = {"language_ids": torch.tensor([NAMES.index(place.document.language)])} if model is ORACLE else {}
         assert completion.predicted == greedy(model, ids, 8, **told)
         assert (completion.document, completion.offset) == (place.document.name, place.offset)
+
+
+@pytest.mark.parametrize("task", ["line", "fill"])
+def test_the_blank_that_begins_what_is_missing_is_kept(task):
+    """Of tokens alone Llama's tokenizer drops it."""
+    tokenizer = load_tokenizer(published("codellama"), LlamaConfig())
+    model = tiny.dense_model("phi", lm_head_bias=True, vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.bias[tokenizer.convert_tokens_to_ids("▁first")] = 1e4
+    places = choose_places(DOCUMENTS, 1, None)
+    done = complete_places(model, tokenizer, places, task, batch_size=2, context=40, max_new_tokens=2)
+    assert {completion.predicted for completion in done} == {" first first"}
 
 
 def place_in(name, missing):
