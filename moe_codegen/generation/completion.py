@@ -199,11 +199,12 @@ class _Watcher(StoppingCriteria):
     def _announce_settled(self, length: int) -> None:
         """Announce the tokens that lie within the first `length` characters not yet announced, and are routed."""
         end, position = self._announced, 0
-        for token in self.tokens[self._announced :]:
+        for number, token in enumerate(self.tokens[self._announced :], self._announced + 1):
             position += len(token.text)
             if position > length or (self.recorder.is_mixture and token.experts is None):
                 break
-            end += 1
+            if token.text:  # one without may get the text of a character that stays unfinished
+                end = number
         self._announce(end)
 
     def _announce(self, end: int) -> None:

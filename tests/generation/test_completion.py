@@ -9,6 +9,7 @@ from moe_codegen.errors import CheckpointError, ConfigError
 from moe_codegen.generation import complete, load_model, shares_of_experts
 from moe_codegen.generation.completion import LEAST_TEMPERATURE
 from tests import tiny
+from tests.checkpoint.tokenizers import tokenizer_with
 from tests.tiny import LAYOUTS, dense_model, save_dense
 
 PROMPT = "def add(first"
@@ -59,6 +60,18 @@ def test_greedy_completion_is_what_generate_gives(name, tokenizer, request):
     assert streamed == completion.tokens
     assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     assert completion.seconds_to_first_token > 0
+
+
+def test_what_stays_unfinished_is_streamed_too():
+    tokenizer = tokenizer_with([])
+    first_byte, _ = tokenizer("é").input_ids
+    model = dense_model("phi", lm_head_bias=True, vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.bias[first_byte] = 1e4
+    streamed = []
+    completion = complete(model, tokenizer, PROMPT, max_new_tokens=2, on_token=streamed.append)
+    assert [token.text for token in streamed] == ["", "\ufffd\ufffd"]
+    assert streamed == completion.tokens
 
 
 @pytest.mark.parametrize(
