@@ -10,14 +10,16 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from moe_codegen import upcycle
 from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
 from moe_codegen.errors import CheckpointError, ConfigError, SourceError, TokenizerError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
+from moe_codegen.training.data import PackedSequences
 from moe_codegen.training.runfile import write_run
 from moe_codegen.upcycle import quantise
+from tests.checkpoint.published import published
 from tests.data.inputs import write
 from tests.training.runs import from_scratch
 
@@ -129,6 +131,14 @@ def test_data_packed_for_another_tokenizer(corpus, base, tmp_path):
     pack(source, tmp_path / "packed", PackSettings(str(tmp_path / "other"), 64, fim_rate=0.0))
     settings = DenseSettings(model=base, train=(str(tmp_path / "packed"),))
     refused(settings, tmp_path, TokenizerError, "packed with the tokenizer other, which numbers tokens otherwise")
+
+
+def test_data_packed_with_the_models_own_tokenizer_are_taken_though_transformers_adds_a_token(corpus, tmp_path):
+    folder = str(published("codellama"))
+    pack(open_source(Path(corpus.validation)), tmp_path / "packed", PackSettings(folder, 64, fim_rate=0.0))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert "<FILL_ME>" in tokenizer.get_vocab()
+    assert len(PackedSequences([str(tmp_path / "packed")], tokenizer)) > 0
 
 
 def test_a_base_without_tokenizer(corpus, base, tmp_path):
