@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.errors import ResultError
+from moe_codegen.errors import ConfigError, ResultError
+from moe_codegen.settings import settings_from
 from moe_codegen.whole_file import write_whole
 
 OUTPUT_CHARACTERS = 2048  # of each of stdout and stderr that a result keeps
@@ -119,10 +120,10 @@ def read_completions(path: Path) -> Completions:
     record = _read(path)
     try:
         values = {key: record.pop(key) for key in (*_METADATA, "completions")}
-    except KeyError as missing:
-        raise ResultError(f"{path} is no completions file of MultiPL-E: it has no {missing}") from missing
-    values["completions"], values["stop_tokens"] = tuple(values["completions"]), tuple(values["stop_tokens"])
-    return Completions(**values, extra=record)
+        return settings_from(Completions, {**values, "extra": record}, "it")
+    except (ConfigError, KeyError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ResultError(f"{path} is no completions file of MultiPL-E: {why}") from error
 
 
 def write_completions(folder: Path, completions: Completions) -> Path:

@@ -3,11 +3,12 @@
 import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.errors import ProblemError
+from moe_codegen.errors import ConfigError, ProblemError
+from moe_codegen.settings import settings_from
 
 HUB_ID = "nuprl/MultiPL-E"
 ORIGINALS = {  # dataset -> Hub id, configuration, split
@@ -46,6 +47,9 @@ class Problem:
     stop_tokens: tuple[str, ...]
 
 
+_COLUMNS = tuple(field.name for field in fields(Problem))
+
+
 def read_problems(dataset: str, language: str, source: str | Path | None = None) -> list[Problem]:
     """The problems of `dataset` in `language`, in the order of their rows.
 
@@ -64,15 +68,19 @@ def read_problems(dataset: str, language: str, source: str | Path | None = None)
         raise ProblemError(
             f"{dataset} is Python only, asked for {language!r}; {dataset.split('_')[0]} has other languages"
         )
-    where = f"{dataset}-{language} on the Hub" if source is None else str(source)
-    rows = _hub_rows(dataset, language) if source is None else _file_rows(_find(Path(source), dataset, language))
-    problems = [_problem(row, where) for row in rows]
+    path = None if source is None else _find(Path(source), dataset, language)
+    where = f"{dataset}-{language} on the Hub" if path is None else str(path)
+    rows = _hub_rows(dataset, language) if path is None else _file_rows(path)
+    problems = [_problem(row, f"row {number} of {where}") for number, row in enumerate(rows, start=1)]
     if not problems:
         raise ProblemError(f"{where} holds no problem")
     names = [problem.name for problem in problems]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ProblemError(f"{where} names {twice} twice; a name identifies a problem")
+    unfit = next((name for name in names if "/" in name), None)
+    if unfit is not None:
+        raise ProblemError(f"{where} names {unfit!r}, and a name is that of a file; write it without '/'")
     others = {problem.language for problem in problems} - {language}
     if others:
         raise ProblemError(f"{where} holds problems in {', '.join(sorted(others))}, asked for {language}")
@@ -126,29 +134,34 @@ def _datasets() -> Any:
 
 def _problem(row: Mapping[str, Any], where: str) -> Problem:
     try:
-        if "entry_point" in row:
-            return _humaneval(row)
-        if "test_list" in row:
-            return _mbpp(row)
-        return Problem(row["name"], row["language"], row["prompt"], row["tests"], tuple(row["stop_tokens"]))
-    except (KeyError, TypeError) as error:
+        columns = _humaneval(row) if "entry_point" in row else _mbpp(row) if "test_list" in row else row
+        return settings_from(Problem, {name: columns[name] for name in _COLUMNS}, "it")
+    except (AttributeError, ConfigError, KeyError, TypeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ProblemError(
-            f"a row of {where} is no problem: {why}; expected the columns of MultiPL-E "
-            "(name, language, prompt, tests, stop_tokens), of HumanEval or of MBPP"
+            f"{where} is no problem: {why}; expected the columns of MultiPL-E "
+            f"({', '.join(_COLUMNS)}), of HumanEval or of MBPP"
         ) from error
 
 
-def _humaneval(row: Mapping[str, Any]) -> Problem:
-    name = row["task_id"].replace("/", "_")
-    tests = f"{row['test']}\ncheck({row['entry_point']})\n"
-    return Problem(name, "py", row["prompt"], tests, _HUMANEVAL_STOPS)
+def _humaneval(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": row["task_id"].replace("/", "_"),
+        "language": "py",
+        "prompt": row["prompt"],
+        "tests": row["test"] + "\ncheck(" + row["entry_point"] + ")\n",
+        "stop_tokens": _HUMANEVAL_STOPS,
+    }
 
 
-def _mbpp(row: Mapping[str, Any]) -> Problem:
+def _mbpp(row: Mapping[str, Any]) -> dict[str, Any]:
     """The task and its tests as a docstring before the code, as InCoder prompted it (arXiv 2204.05999, section 4.1)."""
     text = row["text"] if "text" in row else row["prompt"]
-    prompt = '"""\n' + "\n".join([text, *row["test_list"]]) + '\n"""\n'
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
-    tests = "\n".join([*([setup] if setup else []), *row["test_list"], ""])
-    return Problem(f"mbpp_{row['task_id']}", "py", prompt, tests, _MBPP_STOPS)
+    return {
+        "name": f"mbpp_{row['task_id']}",
+        "language": "py",
+        "prompt": '"""\n' + "\n".join([text, *row["test_list"]]) + '\n"""\n',
+        "tests": "\n".join([*([setup] if setup else []), *row["test_list"], ""]),
+        "stop_tokens": _MBPP_STOPS,
+    }

@@ -104,6 +104,14 @@ def test_a_damaged_file_is_named(damage, tmp_path):
             read(path)
 
 
+@pytest.mark.parametrize(("field", "wrong"), [("prompt", None), ("completions", None), ("completions", [None])])
+def test_a_file_with_a_field_of_another_type_is_named(field, wrong, tmp_path):
+    path = tmp_path / "twice.json"
+    path.write_text(json.dumps(COMPLETIONS.record() | {field: wrong}))
+    with pytest.raises(ResultError, match=rf"twice\.json is no completions file of MultiPL-E: `{field}` in it"):
+        read_completions(path)
+
+
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_completions(tmp_path, COMPLETIONS)
     monkeypatch.setattr(whole_file.os, "fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt))

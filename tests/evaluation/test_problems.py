@@ -11,6 +11,13 @@ from moe_codegen.evaluation.problems import read_problems
 from tests.evaluation.programs import problem
 
 ROW = {**vars(problem("py")), "stop_tokens": list(problem("py").stop_tokens), "doctests": "transform"}
+HUMANEVAL_ROW = {
+    "task_id": "HumanEval/7",
+    "prompt": "def twice(number):\n",
+    "canonical_solution": "",
+    "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+    "entry_point": "twice",
+}
 
 
 def write(path, *rows):
@@ -44,14 +51,7 @@ def test_parquet_is_read_too(tmp_path):
 
 
 def test_humaneval_as_published_calls_its_check(tmp_path):
-    row = {
-        "task_id": "HumanEval/7",
-        "prompt": "def twice(number):\n",
-        "canonical_solution": "",
-        "test": "def check(candidate):\n    assert candidate(1) == 2\n",
-        "entry_point": "twice",
-    }
-    (read,) = read_problems("humaneval_original", "py", write(tmp_path / "HumanEval.jsonl", row))
+    (read,) = read_problems("humaneval_original", "py", write(tmp_path / "HumanEval.jsonl", HUMANEVAL_ROW))
     assert (read.name, read.language) == ("HumanEval_7", "py")
     program = f"{read.prompt}    return 2 * number\n{read.tests}"
     exec(compile(program, "program", "exec"), {})
@@ -72,8 +72,14 @@ def test_mbpp_as_published_shows_its_tests_to_the_model(tmp_path):
         ([], "holds no problem"),
         ([ROW, ROW], "names twice twice"),
         ([ROW | {"language": "js"}], "holds problems in js, asked for py"),
+        ([ROW | {"name": "HumanEval/0"}], "names 'HumanEval/0', and a name is that of a file"),
         ([{"name": "x"}], "is no problem: 'language' is missing"),
         ([["x"]], "is no problem: list indices must be integers or slices, not str; expected"),
+        ([ROW, ROW | {"prompt": None}], r"row 2 of .*rows\.jsonl is no problem: `prompt` in it should be of type str"),
+        ([ROW | {"stop_tokens": "x"}], "`stop_tokens` in it should be a list, found 'x'"),
+        ([HUMANEVAL_ROW | {"prompt": None}], "`prompt` in it should be of type str, found None"),
+        ([HUMANEVAL_ROW | {"test": None}], "row 1 of .* is no problem"),
+        ([HUMANEVAL_ROW | {"task_id": 7}], "row 1 of .* is no problem"),
     ],
 )
 def test_rows_that_are_no_problems_are_refused(rows, message, tmp_path):
