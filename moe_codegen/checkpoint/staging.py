@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_codegen.checkpoint.reader import read_json
 from moe_codegen.errors import OutputError, ResumeError
 
 JOURNAL = "journal.json"
@@ -116,9 +115,15 @@ class StagedFolder:
         """The files that an earlier run completed, if they are still there."""
         journal = self.path / JOURNAL
         if journal.exists():
-            started = read_json(journal)
-            self._check_same(started["fingerprint"])
-            return {file: entry for file, entry in started["done"].items() if self._has(file, entry["bytes"])}
+            try:
+                started = json.loads(journal.read_text())
+                self._check_same(started["fingerprint"])
+                return {file: entry for file, entry in started["done"].items() if self._has(file, entry["bytes"])}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise OutputError(
+                    f"{journal} is damaged or was not written by this command ({error!r}); remove {self.path} to start "
+                    "anew"
+                ) from error
         if self.path.exists() and not self._is_unwritten():
             raise OutputError(
                 f"{self.path} is in the way and was not started by this command (it has no {JOURNAL}); remove it"

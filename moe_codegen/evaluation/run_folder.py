@@ -12,8 +12,8 @@ A folder of completions made elsewhere has no `run.json`, and gets `outcomes.jso
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,29 +54,36 @@ class RunRecord:
 
 def read_record(out: Path) -> RunRecord | None:
     """The record of a run; None where there is none. Raises `ResultError` where it is damaged."""
-    path = out / RUN_FILE
-    if not path.exists():
-        return None
-    try:
-        return RunRecord(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ResultError(
-            f"{path} is damaged ({error}), and without it none can tell how the results beside it were made; "
-            "restore it from a copy, or evaluate into another folder"
-        ) from error
+    parts = [part.name for part in fields(RunRecord)]
+    advice = (
+        "without it none can tell how the results beside it were made; restore it from a copy, or evaluate into "
+        "another folder"
+    )
+    record = _read(out / RUN_FILE, parts, advice)
+    return RunRecord(**{part: record[part] for part in parts}) if record else None
 
 
 def read_measure(out: Path, name: str) -> dict[str, Any] | None:
     """One of the `MEASURES` of a folder; None where it has not been made. Raises `ResultError` where it is damaged."""
-    path = out / f"{name}.json"
+    path, advice = out / f"{name}.json", "remove it to have it made again"
+    record = _read(path, ["model", "settings", "documents", "versions"], advice)
+    if record and record.get("measure") != name:
+        raise ResultError(f"{path} holds no measured {name}; {advice}")
+    return record
+
+
+def _read(path: Path, parts: Sequence[str], advice: str) -> dict[str, Any] | None:
+    """A JSON object with these parts, themselves objects, one of them the model; None where there is no file."""
     if not path.exists():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["measure"] != name:
-            raise KeyError(name)
+        model = record["model"]
+        unfit = [part for part in parts if not isinstance(record[part], dict)]
+        if unfit or not (isinstance(model["name"], str) and isinstance(model["files"], dict)):
+            raise TypeError(f"{', '.join(unfit) or 'name or files of the model'} of another type")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"{path} is damaged ({error!r}); remove it to have it made again") from error
+        raise ResultError(f"{path} is damaged or not of an evaluation ({error!r}); {advice}") from error
     return record
 
 

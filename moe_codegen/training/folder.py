@@ -125,4 +125,15 @@ def _differing(started: Mapping[str, Any], mine: Mapping[str, Any], but: Set[str
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    """What `RunFolder` wrote to `path`, or None. Raises `OutputError` where something else is there."""
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        if not (isinstance(record["verb"], str) and isinstance(record["settings"], dict)):
+            raise TypeError("verb or settings are of another type")
+        return record
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{path} is damaged or not of a run of ours ({error!r}); give another folder, or remove this one"
+        ) from error

@@ -78,6 +78,14 @@ def test_a_folder_of_somebody_else_is_not_written_into(tmp_path):
         StagedFolder(tmp_path / "out", FINGERPRINT)
 
 
+@pytest.mark.parametrize("journal", ["", "[]", "{}", '{"fingerprint": 5, "done": {}}', '{"fingerprint": {}}'])
+def test_a_journal_of_something_else_is_named(journal, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "journal.json").write_text(journal)
+    with pytest.raises(OutputError, match=r"journal\.json is damaged or .*; remove .*out\.partial to start anew"):
+        StagedFolder(tmp_path / "out", {})
+
+
 @pytest.mark.parametrize("leftover", [[], [".lock"], [".lock", "journal.json.part"]])
 def test_a_run_killed_before_its_journal_is_no_obstacle(leftover, tmp_path):
     (tmp_path / "out.partial").mkdir()

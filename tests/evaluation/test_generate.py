@@ -211,8 +211,9 @@ def test_equal_programs_run_once_and_count_as_often_as_they_are_there(tmp_path):
     assert (folder / OUTCOMES_FILE).read_bytes() == before
 
 
-def test_a_damaged_record_of_a_run_is_an_error_that_says_what_to_do(tmp_path):
-    (tmp_path / "run.json").write_text('{"model": {')
+@pytest.mark.parametrize("content", ['{"model": {', "{}", "[]", '{"model": {}, "settings": {}}', '{"model": 5}'])
+def test_a_damaged_record_of_a_run_is_an_error_that_says_what_to_do(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
     with pytest.raises(ResultError, match=r"run\.json is damaged .*; restore it .* or evaluate into another folder"):
         read_record(tmp_path)
 
@@ -252,8 +253,14 @@ def test_a_log_refuses_other_conditions_and_damaged_lines(tmp_path):
     with pytest.raises(ResumeError, match="another memory_mb"):
         OutcomeLog(path, {"memory_mb": 512})
     path.write_bytes(path.read_bytes().replace(b'"kind": "Passed"', b'"kind": "Possed"'))
-    with pytest.raises(ResultError, match=r"outcomes\.jsonl, line 2, is damaged"):
-        OutcomeLog(path, {"memory_mb": 1024})
+    for line in (path.read_bytes(), b'{"conditions": {}}\n"x"\n'):
+        path.write_bytes(line)
+        for read in (read_outcomes, lambda path: OutcomeLog(path, {})):
+            with pytest.raises(ResultError, match=r"outcomes\.jsonl, line 2, is damaged"):
+                read(path)
+    path.write_bytes(b'{"conditions": 5}\n')
+    with pytest.raises(ResultError, match=r"outcomes\.jsonl, line 1, is damaged"):
+        OutcomeLog(path, {})
 
 
 def test_a_folder_without_files_is_refused(tmp_path):

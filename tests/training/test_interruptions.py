@@ -221,6 +221,14 @@ def test_a_folder_of_something_else_is_left_alone(corpus, tmp_path):
         train(from_scratch(corpus), tmp_path / "out" / "thesis.tex" / "run")
 
 
+@pytest.mark.parametrize("name", ["started.json", "summary.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"verb": "dense"}', '{"verb": "dense", "settings": 5}'])
+def test_a_record_of_something_else_is_named(name, content, corpus, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(OutputError, match=rf"{name} is damaged or not of a run of ours .*; give another folder"):
+        train(from_scratch(corpus), tmp_path)
+
+
 def test_only_so_many_checkpoints_stay(corpus, tmp_path):
     train(from_scratch(corpus, tokens=12 * STEP, checkpoint_every=2, keep_checkpoints=3), tmp_path / "out")
     kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())

@@ -24,8 +24,10 @@ class OutcomeLog:
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
-        self._path, self._lock, self._outcomes = path, threading.Lock(), dict[str, Outcome]()
-        whole = self._read(conditions)
+        self._path, self._lock = path, threading.Lock()
+        begun, self._outcomes, whole = _read(path)
+        if begun is not None:
+            self._check_same(begun, json.loads(json.dumps(conditions)))
         self._file = path.open("ab")
         if self._file.tell() > whole:
             os.truncate(path, whole)
@@ -48,27 +50,7 @@ class OutcomeLog:
         """Close the file."""
         self._file.close()
 
-    def _read(self, conditions: Mapping[str, Any]) -> int:
-        """Take in what the file holds; returns how many bytes of it are whole lines."""
-        if not self._path.exists():
-            return 0
-        content = self._path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:whole].splitlines()):
-            try:
-                record = json.loads(line)
-                if number == 0:
-                    self._check_same(record["conditions"], json.loads(json.dumps(conditions)))
-                else:
-                    sha256 = record.pop("sha256")
-                    self._outcomes[sha256] = Outcome.from_record(record)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ResultError(
-                    f"{self._path}, line {number + 1}, is damaged ({error}); remove the file to begin it again"
-                ) from error
-        return whole
-
-    def _check_same(self, begun: Any, now: Any) -> None:
+    def _check_same(self, begun: dict[str, Any], now: dict[str, Any]) -> None:
         if begun != now:
             changed = sorted(key for key in {*begun, *now} if begun.get(key) != now.get(key))
             raise ResumeError(
@@ -83,13 +65,24 @@ class OutcomeLog:
 
 def read_outcomes(path: Path) -> dict[str, Outcome]:
     """Program's sha256 -> outcome of an `outcomes.jsonl`; {} where there is none. For reports: writes nothing."""
-    outcomes = {}
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else ()):
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Outcome], int]:
+    """The conditions, if it has begun, the outcomes, and how many bytes of it are whole lines."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    conditions, outcomes = None, {}
+    for number, line in enumerate(content[:whole].splitlines(), start=1):
         try:
             record = json.loads(line)
-            if number:
+            if number == 1:
+                conditions = dict(record["conditions"])
+            else:
                 sha256 = record.pop("sha256")
                 outcomes[sha256] = Outcome.from_record(record)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ResultError(f"{path}, line {number + 1}, is damaged: {error}") from error
-    return outcomes
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ResultError(
+                f"{path}, line {number}, is damaged ({error!r}); remove the file to begin it again"
+            ) from error
+    return conditions, outcomes, whole

@@ -99,9 +99,13 @@ def test_models_measured_differently_are_not_compared(measured, tmp_path):
         differences(read_measure(tmp_path, "loss"), read_measure(measured / "dense-out", "loss"))
 
 
-def test_a_damaged_file_is_an_error(tmp_path):
-    (tmp_path / "loss.json").write_text('{"measure": "loss", ')
-    with pytest.raises(ResultError, match="is damaged"):
+@pytest.mark.parametrize(
+    "content",
+    ['{"measure": "loss", ', "[]", '{"measure": "loss"}', '{"measure": "loss", "model": {"name": "a", "files": {}}}'],
+)
+def test_a_damaged_file_is_an_error(content, tmp_path):
+    (tmp_path / "loss.json").write_text(content)
+    with pytest.raises(ResultError, match=r"loss\.json is damaged .*; remove it to have it made again"):
         read_measure(tmp_path, "loss")
     assert read_measure(tmp_path, "routing") is None
 
