@@ -20,7 +20,7 @@ from moe_codegen.evaluation.languages import find_language
 from moe_codegen.evaluation.loaded_model import load
 from moe_codegen.evaluation.problems import read_problems
 from moe_codegen.evaluation.report import write_report
-from moe_codegen.evaluation.run_folder import MEASURES, RUN_FILE
+from moe_codegen.evaluation.run_folder import MEASURES, RUN_FILE, check_writable
 from moe_codegen.evaluation.scores import LanguageScores, by_dataset, score_folder
 from moe_codegen.evaluation.settings import RunSettings
 from moe_codegen.generation import check_model
@@ -130,8 +130,9 @@ def run(
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a folder of something else, such as that of a model after which OUT was forgotten."""
+    """Refuse a folder that cannot be written, or of something else, such as a model's after which OUT was forgotten."""
+    check_writable(out)
     files = (path for path in out.rglob("*") if path.is_file())
     is_started = any((child / name).exists() for child in out.glob("*/") for name in RECORDS)
-    if out.is_file() or (not is_started and any(files)):
+    if not is_started and any(files):
         raise OutputError(f"{out} holds something else than an evaluation; give a new or empty folder")

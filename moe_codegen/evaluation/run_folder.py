@@ -12,11 +12,14 @@ A folder of completions made elsewhere has no `run.json`, and gets `outcomes.jso
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from moe_codegen.checkpoint.staging import NO_SPACE
 from moe_codegen.errors import OutputError, ResultError
 from moe_codegen.evaluation.multipl_e import completion_files, result_files
 from moe_codegen.whole_file import write_whole
@@ -85,6 +88,28 @@ def _read(path: Path, parts: Sequence[str], advice: str) -> dict[str, Any] | Non
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{path} is damaged or not of an evaluation ({error!r}); {advice}") from error
     return record
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a folder, which need not exist yet, where nothing can be written; `OutputError`."""
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise OutputError(f"{out} cannot be written, for {above} is no folder that you may write to; give another")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """A context in which files are written to `out`; what `check_writable` refuses, or a full disk is `OutputError`."""
+    check_writable(out)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise OutputError(
+            f"no space left for {out}: {error.strerror}. Free some and run the same command again; it goes on where it "
+            "was"
+        ) from error
 
 
 def claim(out: Path, files: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from moe_codegen.errors import ConfigError
 from moe_codegen.generation.completion import check_sampling
+from moe_codegen.generation.loading import usable_device
 from moe_codegen.settings import setting
 
 LANGUAGES = ("python", "java", "javascript", "cpp")
@@ -62,6 +63,7 @@ class ModelSettings:
             raise ConfigError(f"batch_size={self.batch_size} must be at least 1")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype={self.dtype!r} is none of float32, bfloat16, float16")
+        usable_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def load_model(
         CheckpointError: the checkpoint cannot be used, or has no tokenizer beside it.
         ConfigError: the device cannot be used.
     """
-    place = _usable(device)
+    place = usable_device(device)
     folder = resolve_source(path)
     described, tokenizer = _describe(folder)
     if isinstance(described, DenseCheckpoint):
@@ -59,11 +59,14 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _usable(device: str | torch.device | None) -> torch.device:
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """`device`, or the default one for None. Raises `ConfigError` where nothing can be computed on it."""
     if device is None:
         return default_device()
     try:
-        return torch.empty(0, device=device).device
+        probe = torch.empty(1, device=device)
+        probe.cpu()  # the meta device fails here
+        return probe.device
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(

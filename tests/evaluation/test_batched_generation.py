@@ -13,7 +13,7 @@ from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.batched_generation import Writer
 from moe_codegen.evaluation.keyed_sampling import Key, KeyedSampling
 from moe_codegen.evaluation.problems import Problem
-from moe_codegen.evaluation.settings import SamplingSettings
+from moe_codegen.evaluation.settings import ModelSettings, SamplingSettings
 from moe_codegen.generation import complete
 from tests import tiny
 from tests.modeling.mixture import mixture
@@ -186,3 +186,9 @@ class TestKeyedSampling:
 def test_settings_that_cannot_hold_are_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         settings(**given)
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta"])
+def test_a_device_that_cannot_compute_is_refused_with_the_settings(device):
+    with pytest.raises(ConfigError, match=f"device='{device}' cannot be used here"):
+        ModelSettings(device=device)

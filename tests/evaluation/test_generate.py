@@ -1,6 +1,7 @@
 """From a model to results: kept as they come, taken up after a kill, and never of something else."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -123,6 +124,21 @@ def test_another_model_or_setting_cannot_go_on_with_a_run(model, problems, tmp_p
         generate(tmp_path / "tiny", out, problems, SAMPLING, BATCHES, execute=False)
     with pytest.raises(OutputError, match=r"is not empty and holds no evaluation"):
         generate(model, tmp_path, problems, SAMPLING, BATCHES, execute=False)
+
+
+def test_a_disk_that_is_full_and_a_folder_that_cannot_be_made_are_explained(model, problems, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(OutputError, match="file is no folder that you may write to"):
+            generate("nobody/nothing", out, problems, SAMPLING, BATCHES, execute=False)  # before a model is looked for
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"no space left for .*out: .*; it goes on where it was"):
+            generate(model, tmp_path / "out", problems, SAMPLING, BATCHES, execute=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    generate(model, tmp_path / "out", problems, SAMPLING, BATCHES, execute=False)
 
 
 @needs("py", "js")

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moe_codegen.cli import app
-from moe_codegen.errors import ConfigError, ResultError
+from moe_codegen.errors import ConfigError, OutputError, ResultError
 from moe_codegen.evaluation.comparison import compare
 from moe_codegen.evaluation.held_out.measures import measure
 from moe_codegen.evaluation.multipl_e import Completions, Result, folder_name, write_completions, write_results
@@ -262,6 +262,9 @@ def test_what_cannot_be_reported_is_an_error(folders, tmp_path):
     with pytest.raises(ConfigError, match=r"\.html"):
         write_report(folders, tmp_path / "report.pdf")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is no folder that you may write to"):
+        write_report(folders, tmp_path / "file" / "report.html")
 
 
 def test_a_verdict_needs_an_interval_on_one_side_of_zero():
@@ -281,7 +284,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     runs = [tmp_path / "old/moe", tmp_path / "new/moe", tmp_path / "new/copy"]
     for folder in runs:
         files = write_run(folder, "moe")
-        RunRecord({"name": "moe"}, {}, {files.name: {"names": [*PASSES["moe"]]}}).write(folder)
+        RunRecord({"name": "moe", "files": {}}, {}, {files.name: {"names": [*PASSES["moe"]]}}).write(folder)
     labels = [run.label for run in read_runs(runs)]
     assert labels == [f"moe ({runs[0]})", f"moe ({runs[1]})", "moe (copy)"]
     with pytest.raises(ResultError, match="is given twice"):

@@ -98,7 +98,7 @@ def test_a_folder_of_something_else_is_left_alone(world, tmp_path):
     shutil.copytree(folder / "moe", tmp_path / "moe")
     with pytest.raises(OutputError, match="something else than an evaluation"):
         run({"one": folder / "dense"}, tmp_path / "moe", settings)
-    with pytest.raises(OutputError, match="something else than an evaluation"):
+    with pytest.raises(OutputError, match=r"config\.json is no folder that you may write to"):
         run({"one": folder / "dense"}, tmp_path / "moe" / "config.json", settings)
     assert {path.name for path in (tmp_path / "moe").iterdir()} == {path.name for path in (folder / "moe").iterdir()}
 

@@ -45,7 +45,7 @@ def test_what_transformers_cannot_load_is_an_error_of_ours(changes, message, tmp
         load_model(tmp_path / "model", device="cpu")
 
 
-@pytest.mark.parametrize("device", ["foo", "xpu:99"])
+@pytest.mark.parametrize("device", ["foo", "xpu:99", "meta"])
 def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(device):
     with pytest.raises(ConfigError, match=rf"device='{device}' cannot be used here .*; give cpu"):
         load_model("nobody/nothing", device=device)

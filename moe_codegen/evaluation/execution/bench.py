@@ -13,7 +13,7 @@ from moe_codegen.evaluation.execution.folder import FolderJudge
 from moe_codegen.evaluation.execution.outcome import Kind
 from moe_codegen.evaluation.languages import Language, check_tools, find_language
 from moe_codegen.evaluation.multipl_e import Completions, completion_files, read_completions
-from moe_codegen.evaluation.run_folder import language_folders
+from moe_codegen.evaluation.run_folder import language_folders, writing
 from moe_codegen.evaluation.sandbox import Sandbox, open_sandbox
 from moe_codegen.evaluation.settings import ExecutionSettings
 
@@ -94,7 +94,7 @@ def execute(
                 f"{folder} mixes {languages[folder].name} and {', '.join(mixed)}; one folder, one language"
             )
     distinct = {language.name: language for language in languages.values()}
-    with open_bench(distinct.values(), settings) as bench:
+    with writing(Path(out)), open_bench(distinct.values(), settings) as bench:
         judges = {folder: bench.judge_for(folder, languages[folder]) for folder in folders}
         for folder, judge in judges.items():
             for problem in folders[folder]:

@@ -26,7 +26,7 @@ from moe_codegen.evaluation.held_out.expert_use import encode_kinds, expert_use,
 from moe_codegen.evaluation.held_out.line_completion import complete_places, tasks_for
 from moe_codegen.evaluation.held_out.line_places import choose_places
 from moe_codegen.evaluation.loaded_model import LoadedModel, describe_versions, load
-from moe_codegen.evaluation.run_folder import MEASURES, claim, read_measure
+from moe_codegen.evaluation.run_folder import MEASURES, claim, read_measure, writing
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
 from moe_codegen.metrics import Document, document_losses, encode_documents, start_token
 from moe_codegen.metrics.windows import count_windows, window_length
@@ -61,21 +61,22 @@ def measure(
     """
     settings, model_settings = settings or MeasureSettings(), model_settings or ModelSettings()
     out = Path(out)
-    documents = documents_for(data, settings) if isinstance(data, str | Path) else data
-    loaded = load(model, model_settings, name)
-    subject = {"model": loaded.record, "settings": as_record(settings), "documents": _account(documents)}
-    wanted = [each for each in MEASURES if each != "routing" or isinstance(loaded.model.config, MoEConfig)]
-    claim(out, loaded.record["files"])
-    done = {each: found for each in wanted if (found := read_measure(out, each)) is not None}
-    _check_same(out, done, subject)
-    job = _Job(loaded.model, loaded.tokenizer, documents, settings, model_settings.batch_size, on_progress)
-    for each in wanted:
-        if each not in done:
-            start = time.perf_counter()
-            made = {"loss": _loss, "completion": _completion, "routing": _routing}[each](job)
-            seconds = time.perf_counter() - start
-            done[each] = {"measure": each, **subject, "seconds": seconds, "versions": describe_versions(), **made}
-            write_whole(out / f"{each}.json", (json.dumps(done[each], ensure_ascii=False) + "\n").encode())
+    with writing(out):
+        documents = documents_for(data, settings) if isinstance(data, str | Path) else data
+        loaded = load(model, model_settings, name)
+        subject = {"model": loaded.record, "settings": as_record(settings), "documents": _account(documents)}
+        wanted = [each for each in MEASURES if each != "routing" or isinstance(loaded.model.config, MoEConfig)]
+        claim(out, loaded.record["files"])
+        done = {each: found for each in wanted if (found := read_measure(out, each)) is not None}
+        _check_same(out, done, subject)
+        job = _Job(loaded.model, loaded.tokenizer, documents, settings, model_settings.batch_size, on_progress)
+        for each in wanted:
+            if each not in done:
+                start = time.perf_counter()
+                made = {"loss": _loss, "completion": _completion, "routing": _routing}[each](job)
+                seconds = time.perf_counter() - start
+                done[each] = {"measure": each, **subject, "seconds": seconds, "versions": describe_versions(), **made}
+                write_whole(out / f"{each}.json", (json.dumps(done[each], ensure_ascii=False) + "\n").encode())
     return done
 
 
