@@ -24,7 +24,7 @@ from moe_codegen.cli.evaluation_output import (
     score_record,
 )
 from moe_codegen.cli.flags import flags_of, keyword, settings_of
-from moe_codegen.errors import ConfigError, MoECodegenError
+from moe_codegen.errors import ConfigError, MoECodegenError, ResultError
 from moe_codegen.evaluation import (
     ExecutionSettings,
     MeasureSettings,
@@ -221,7 +221,10 @@ def codebleu_command(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """How alike completions are to right ones, by CodeBLEU: a similarity, which a wrong program can have, too."""
+    """How alike completions are to right ones, by CodeBLEU: a similarity, which a wrong program can have, too.
+
+    Problems without a reference are left out and counted.
+    """
     try:
         from moe_codegen.evaluation.codebleu import folder_codebleu, read_references
     except ModuleNotFoundError as missing:
@@ -232,14 +235,27 @@ def codebleu_command(
         language = identify(each)[1]
         of_language = {name: text for (spoken, name), text in right.items() if spoken == language}
         found[each.name] = folder_codebleu(each, of_language)
+    if all(mean is None for mean, _ in found.values()):
+        raise ResultError(f"{references} has a reference for no problem of {folder}; language and name must be theirs")
+    nothing = {"value": None, "low": None, "high": None, "clusters": 0}
+    records = {
+        name: {**nothing, **(dataclasses.asdict(mean) if mean else {}), "without_reference": left_out}
+        for name, (mean, left_out) in found.items()
+    }
     if as_json:
-        console.print_json({name: dataclasses.asdict(interval) for name, interval in found.items()})
+        console.print_json(records)
         return
     rows = [
-        [name, f"{each.value:.3f}", "-" if each.low is None else f"{each.low:.3f} to {each.high:.3f}", each.clusters]
-        for name, each in found.items()
+        [
+            name,
+            "-" if each["value"] is None else f"{each['value']:.3f}",
+            "-" if each["low"] is None else f"{each['low']:.3f} to {each['high']:.3f}",
+            each["clusters"],
+            each["without_reference"],
+        ]
+        for name, each in records.items()
     ]
-    console.output.print(table(["folder", "CodeBLEU", "95%", "problems"], rows))
+    console.output.print(table(["folder", "CodeBLEU", "95%", "problems", "no reference"], rows))
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:

@@ -54,31 +54,31 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def folder_codebleu(folder: Path, references: Mapping[str, str]) -> Interval:
+def folder_codebleu(folder: Path, references: Mapping[str, str]) -> tuple[Interval | None, int]:
     """The mean over problems of their completions' mean CodeBLEU, with its interval over problems.
 
     Args:
         folder: MultiPL-E's completion files of one language.
         references: problem -> a right completion.
 
+    Returns:
+        The mean over the problems that have a reference, None where none has, and how many have none.
+
     Raises:
-        ResultError: no completions, or a problem without a reference.
+        ResultError: no completions.
     """
+    files = completion_files(folder)
+    if not files:
+        raise ResultError(f"{folder} holds no completions")
     means = {}
-    for problem, path in completion_files(folder).items():
-        if problem not in references:
-            raise ResultError(
-                f"there is no reference for {problem} of {folder}; give one for each of its problems, or as DIR only a "
-                "language's folder that has them"
-            )
-        completions = read_completions(path)
+    for problem in (problem for problem in files if problem in references):
+        completions = read_completions(files[problem])
         scores = [
             codebleu(references[problem], completion, completions.language) for completion in completions.completions
         ]
         means[problem] = float(np.mean(scores))
-    if not means:
-        raise ResultError(f"{folder} holds no completions")
-    return share_interval(np.array(list(means.values())), list(means))
+    found = share_interval(np.array(list(means.values())), list(means)) if means else None
+    return found, len(files) - len(means)
 
 
 def read_references(path: Path) -> dict[tuple[str, str], str]:

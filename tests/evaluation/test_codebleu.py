@@ -8,6 +8,8 @@ from moe_codegen.errors import ConfigError, ResultError
 from moe_codegen.evaluation.codebleu import LANGUAGES, codebleu, folder_codebleu, read_references
 from moe_codegen.evaluation.multipl_e import Completions, write_completions
 from moe_codegen.evaluation.syntax import parses
+from tests.cli.checkpoints import run
+from tests.evaluation.test_generate import completions_of
 
 pytest.importorskip("codebleu")
 RIGHT = {
@@ -41,9 +43,28 @@ def test_a_folder_is_the_mean_over_its_problems(tmp_path):
     write("b", RIGHT["python"], "x")
     references = dict.fromkeys("ab", RIGHT["python"])
     half = (1 + codebleu(RIGHT["python"], "x", "py")) / 2
-    assert folder_codebleu(tmp_path, references).value == pytest.approx((1 + half) / 2)
-    with pytest.raises(ResultError, match="no reference for b"):
-        folder_codebleu(tmp_path, {"a": "x"})
+    mean, left_out = folder_codebleu(tmp_path, references)
+    assert (mean.value, left_out) == (pytest.approx((1 + half) / 2), 0)
+    mean, left_out = folder_codebleu(tmp_path, {"b": RIGHT["python"], "other": "x"})
+    assert (mean.value, mean.clusters, left_out) == (pytest.approx(half), 1, 1)
+    assert folder_codebleu(tmp_path, {}) == (None, 2)
+
+
+def test_problems_without_a_reference_are_counted_and_none_with_one_is_an_error(tmp_path):
+    for language, names in (("py", ("a", "b")), ("js", ("a",))):
+        for name in names:
+            folder = tmp_path / "run" / f"mbpp-{language}-tiny-0.2-reworded"
+            completions_of(folder, language, RIGHT["python"], name=name)
+    path = tmp_path / "references.jsonl"
+    path.write_text(json.dumps({"name": "a", "language": "py", "completion": RIGHT["python"]}) + "\n")
+    found = json.loads(run("evaluate", "codebleu", tmp_path / "run", path, "--json").stdout)
+    python, javascript = found["mbpp-py-tiny-0.2-reworded"], found["mbpp-js-tiny-0.2-reworded"]
+    assert (python["value"], python["clusters"], python["without_reference"]) == (pytest.approx(1), 1, 1)
+    assert (javascript["value"], javascript["clusters"], javascript["without_reference"]) == (None, 0, 1)
+    assert "no reference" in run("evaluate", "codebleu", tmp_path / "run", path).stdout
+    path.write_text(json.dumps({"name": "c", "language": "py", "completion": "x"}) + "\n")
+    with pytest.raises(ResultError, match="has a reference for no problem of"):
+        raise run("evaluate", "codebleu", tmp_path / "run", path).exception
 
 
 def test_references_are_read_by_language_and_problem(tmp_path):

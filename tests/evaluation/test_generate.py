@@ -70,7 +70,7 @@ def statuses(folder):
 
 
 def completions_of(folder, language, *answers, name="HumanEval_0_twice"):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     one = Completions(**vars(problem(language, name)), completions=answers, temperature=0.2, top_p=0.95, max_tokens=512)
     write_completions(folder, one)
     return one
