@@ -137,6 +137,24 @@ def test_the_tricks_of_other_languages_do_not_pass(language, judged):
     assert dict(zip(TRICKS[language], kinds, strict=True)) == TRICKS[language]
 
 
+PRINTING_ITSELF = {
+    "py": "    print(open(__file__).read())\n    raise SystemExit\n",
+    "js": "  console.log(require('fs').readFileSync(__filename, 'utf8'));\n  process.exit(0);\n}",
+    "ts": "  console.log(require('fs').readFileSync('program.js', 'utf8'));\n"
+    "  (globalThis as any).process.exit(0);\n  return 0;\n}",
+    "java": '        try { new java.io.FileInputStream("program.jar").transferTo(System.out); }\n'
+    "        catch (Exception e) {}\n"
+    "        System.exit(0);\n        return 0;\n",
+    "cpp": '    std::cout << std::ifstream("program").rdbuf();\n    std::cout.flush();\n    exit(0);\n',
+}
+
+
+@in_each_language
+def test_a_program_that_prints_its_own_file_has_not_passed(language, judged):
+    (outcome,) = judged(language, submission(language, PRINTING_ITSELF[language]))
+    assert outcome.kind is Kind.EARLY_EXIT
+
+
 @needs("cpp")
 def test_a_program_without_the_usual_headers_is_compiled_as_it_is(judged):
     prompt, tests, _ = PROMPTS["cpp"]

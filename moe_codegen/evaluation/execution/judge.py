@@ -27,8 +27,8 @@ class Judge:
             InfrastructureError: what failed is around the program, not in it.
             ProblemError: tests of an unknown form.
         """
-        marker = secrets.token_hex(16)
-        source = f"{submission.head}\n{self._language.with_marker(submission.tests, marker)}"
+        marker = secrets.token_hex(8), secrets.token_hex(8)
+        source = f"{submission.head}\n{self._language.with_marker(submission.tests, *marker)}"
         name, content, compiled = self._language.source, source.encode(errors="replace"), 0.0
         if self._compiler is not None and self._language.compilation is not None:
             built = self._compiler.compile(source, worker)
@@ -40,7 +40,7 @@ class Judge:
             {name: content, **self._support},
             self._limits,
             worker=worker,
-            marker=marker.encode(),
+            marker="".join(marker).encode(),
         )
         if finished.end is End.BROKEN:
             raise InfrastructureError(f"a program did not start: {readable(finished.stderr)}")

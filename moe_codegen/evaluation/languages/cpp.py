@@ -3,9 +3,9 @@
 from moe_codegen.evaluation.languages.language import Compilation, Language, Tool, before_last
 
 
-def _with_marker(tests: str, marker: str) -> str:
+def _with_marker(tests: str, first: str, second: str) -> str:
     # The header defines `assert` again each time it is included, whatever the program made of it.
-    guarded = before_last(tests, 1, f'    assert(__builtin_printf("%s", "{marker}") > 0);')
+    guarded = before_last(tests, 1, f'    assert(__builtin_printf("%s%s", "{first}", "{second}") > 0);')
     return f"#undef NDEBUG\n#include <assert.h>\n{guarded}"
 
 

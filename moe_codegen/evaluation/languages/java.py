@@ -5,10 +5,11 @@ from moe_codegen.evaluation.languages.language import Compilation, Language, Too
 JAVATUPLES = "/usr/share/java/javatuples.jar"  # which every prompt of MultiPL-E imports
 
 
-def _with_marker(tests: str, marker: str) -> str:
+def _with_marker(tests: str, first: str, second: str) -> str:
     stream = "new java.io.PrintStream(new java.io.FileOutputStream(java.io.FileDescriptor.out))"
     # Not System.out, which the program may have replaced.
-    return before_last(tests, 2, f'    assert !{stream}.append("{marker}").checkError();')
+    # A sum of the two would be one constant in the class file.
+    return before_last(tests, 2, f'    assert !{stream}.append("{first}".concat("{second}")).checkError();')
 
 
 JAVA = Language(

@@ -6,9 +6,9 @@ from moe_codegen.evaluation.languages.language import Language, Tool
 FROZEN_ASSERT = "Object.freeze(require('node:assert')); Object.freeze(require('node:assert').strict);\n"
 
 
-def with_marker(tests: str, marker: str) -> str:
+def with_marker(tests: str, first: str, second: str) -> str:
     """The tests, and then the marker."""
-    return f"{tests}\n;require('node:assert')(require('node:fs').writeSync(1, '{marker}'));\n"
+    return f"{tests}\n;require('node:assert')(require('node:fs').writeSync(1, '{first}' + '{second}'));\n"
 
 
 def status(stderr: str) -> str:

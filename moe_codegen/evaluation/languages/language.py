@@ -51,8 +51,9 @@ class Language:
         tools: what must be installed.
         run: the command, in the folder with the source or the artifact.
         run_seconds: it may take; MultiPL-E's evaluator gives as much.
-        with_marker: (tests, marker) -> tests that write `marker` on standard output after their last assertion. The
-            writing is itself part of an assertion, so that a program with assertions turned off does not do it.
+        with_marker: (tests, first, second) -> tests that write both parts of a marker on standard output, as one, after
+            their last assertion. The writing is itself part of an assertion, so that a program with assertions turned
+            off does not do it; the parts are apart until then, so that printing the program does not do it either.
         status: standard error of a run that failed -> MultiPL-E's status.
         compilation: None where the source is run as it is.
         support: further files in the folder of a run.
@@ -66,7 +67,7 @@ class Language:
     tools: tuple[Tool, ...]
     run: tuple[str, ...]
     run_seconds: float
-    with_marker: Callable[[str, str], str]
+    with_marker: Callable[[str, str, str], str]
     status: Callable[[str], str] = lambda stderr: "Exception"
     compilation: Compilation | None = None
     support: Mapping[str, str] = field(default_factory=dict)

@@ -3,8 +3,8 @@
 from moe_codegen.evaluation.languages.language import Language, Tool
 
 
-def _with_marker(tests: str, marker: str) -> str:
-    return f'{tests}\nassert __import__("os").write(1, b"{marker}")\n'
+def _with_marker(tests: str, first: str, second: str) -> str:
+    return f'{tests}\nassert __import__("os").write(1, b"{first}" b"{second}")\n'
 
 
 PYTHON = Language(
