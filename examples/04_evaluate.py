@@ -46,9 +46,9 @@ def evaluate(dense: Path, mixture: Path, problems: Path, out: Path, samples: int
     # Killed and called again, it goes on where it was.
     evaluation = run({"dense": dense, "mixture": mixture}, out, settings)
     for model in evaluation.models:
-        best = model.scores[0].raw[0]
-        interval = "too few problems" if best.low is None else f"{best.low:.1%} to {best.high:.1%}"
-        print(f"{model.name}: pass@{best.k} {best.value:.1%}, 95% interval: {interval}")
+        solved = model.scores[0].raw[1]
+        interval = "too few problems" if solved.low is None else f"{solved.low:.1%} to {solved.high:.1%}"
+        print(f"{model.name}: pass@1 {solved.value:.1%}, 95% interval: {interval}")
         for comparison in model.comparisons.values():
             print(f"  - dense: {comparison.difference:+.1%}, p: {comparison.p_text} ({comparison.test})")
     print(evaluation.report[0])

@@ -36,6 +36,7 @@ from moe_codegen.evaluation import (
     generate,
     score_folder,
 )
+from moe_codegen.evaluation.codebleu import folder_codebleu, read_references
 from moe_codegen.evaluation.comparison import compare_folders
 from moe_codegen.evaluation.run_folder import language_folders
 from moe_codegen.evaluation.sandbox import WARNING
@@ -225,10 +226,6 @@ def codebleu_command(
 
     Problems without a reference are left out and counted.
     """
-    try:
-        from moe_codegen.evaluation.codebleu import folder_codebleu, read_references
-    except ModuleNotFoundError as missing:
-        raise MoECodegenError(f"{missing.name} is missing: pip install 'moe-codegen[evaluate,codebleu]'") from missing
     right = read_references(references)
     found = {}
     for each in language_folders(folder):

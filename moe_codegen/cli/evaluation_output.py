@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_codegen.cli import console
 from moe_codegen.evaluation import Comparison, GenerationReport, LanguageScores
 from moe_codegen.evaluation.execution import Kind
+from moe_codegen.metrics import Interval
 from moe_codegen.metrics.intervals import FEW_REPOSITORIES
 from moe_codegen.reporting import table
 
@@ -23,9 +24,8 @@ def print_scores(scores: Sequence[LanguageScores]) -> None:
     with_folder = any(count > 1 for count in names.values())  # what else would tell them apart?
     rows = []
     for each in scores:
-        passable = {score.k: score for score in each.passable}
-        for score in each.raw:
-            over = passable.get(score.k)
+        for k, score in each.raw.items():
+            over = each.passable.get(k)
             rows.append(
                 [
                     *([each.folder.name] if with_folder else []),
@@ -33,7 +33,7 @@ def print_scores(scores: Sequence[LanguageScores]) -> None:
                     each.language,
                     len(each.tallies),
                     each.samples,
-                    score.k,
+                    k,
                     f"{score.value:.1%}",
                     "-" if score.low is None else f"{score.low:.1%} to {score.high:.1%}",
                     f"{over.value:.1%} of {len(each.tallies) - len(each.unpassable)}" if over else "-",
@@ -122,8 +122,8 @@ def kinds_record(counts: Counter[Kind]) -> dict[str, int]:
 def score_record(scores: LanguageScores) -> dict[str, Any]:
     """The scores of one folder."""
 
-    def shares(some: Iterable[Any]) -> dict[str, Any]:
-        return {f"pass@{each.k}": {"value": each.value, "low": each.low, "high": each.high} for each in some}
+    def shares(some: Mapping[int, Interval]) -> dict[str, Any]:
+        return {f"pass@{k}": {"value": each.value, "low": each.low, "high": each.high} for k, each in some.items()}
 
     return {
         "folder": str(scores.folder),

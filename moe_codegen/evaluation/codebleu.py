@@ -14,7 +14,7 @@ import numpy as np
 
 from moe_codegen.errors import ConfigError, ResultError
 from moe_codegen.evaluation.multipl_e import completion_files, read_completions
-from moe_codegen.evaluation.syntax import SHORT_NAMES
+from moe_codegen.languages import canonical_language
 from moe_codegen.metrics import Interval, share_interval
 
 LANGUAGES = ("python", "java", "javascript", "cpp")
@@ -28,7 +28,7 @@ def codebleu(reference: str, candidate: str, language: str) -> float:
     Raises:
         ConfigError: a language that it is not defined for here, or the extra `codebleu` is not installed.
     """
-    name = SHORT_NAMES.get(language, language)
+    name = canonical_language(language)
     if name not in LANGUAGES:
         raise ConfigError(f"CodeBLEU is not measured for {language!r}; it is for {', '.join(LANGUAGES)}")
     try:

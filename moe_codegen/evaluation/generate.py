@@ -13,7 +13,7 @@ from typing import Any
 from moe_codegen.errors import OutputError, ResumeError
 from moe_codegen.evaluation.batched_generation import Batch, Writer
 from moe_codegen.evaluation.execution import Kind
-from moe_codegen.evaluation.execution.bench import Bench, OnProgress, finish, open_bench, write_all
+from moe_codegen.evaluation.execution.bench import Bench, OnProgress, finish, open_bench
 from moe_codegen.evaluation.execution.folder import FolderJudge
 from moe_codegen.evaluation.languages import find_language
 from moe_codegen.evaluation.loaded_model import LoadedModel, describe_versions, load
@@ -112,12 +112,7 @@ def generate(
                 model_settings.batch_size,
                 _Progress(record, out, judges.get(folder), on_progress, f"{language.title}: writing"),
             )
-        counts = {}
-        if bench is not None:
-            finish(bench, judges.values(), on_progress)
-            for folder, judge in judges.items():
-                counts[folder] = write_all(judge, written[folder])
-                judge.close()
+        counts = finish(bench, judges, written, on_progress) if bench is not None else {}
     return GenerationReport(list(folders.values()), record, counts)
 
 

@@ -1,6 +1,5 @@
 """A model to be evaluated, and what the records say of it: its size, and the hashes of its files."""
 
-import hashlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_codegen.checkpoint import resolve_source
+from moe_codegen.checkpoint import resolve_source, sha256_of
 from moe_codegen.evaluation.settings import ModelSettings
 from moe_codegen.generation import load_model
 from moe_codegen.modeling import MoEConfig
@@ -50,7 +49,7 @@ def describe_model(model: PreTrainedModel, source: str | Path, name: str) -> dic
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "files": {
-            path.name: _sha256(path) for pattern in _HASHED for path in sorted(folder.glob(pattern)) if path.is_file()
+            path.name: sha256_of(path) for pattern in _HASHED for path in sorted(folder.glob(pattern)) if path.is_file()
         },
     }
     if isinstance(config, MoEConfig):
@@ -68,8 +67,3 @@ def describe_model(model: PreTrainedModel, source: str | Path, name: str) -> dic
 def describe_versions() -> dict[str, str]:
     """Package -> version of what computed."""
     return {package: metadata.version(package) for package in _PACKAGES}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -82,11 +82,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of one problem; `metadata` is its completions file without the completions."""
+    """The results of one problem."""
 
-    name: str
+    language: str
     results: tuple[Result, ...]
-    metadata: Mapping[str, Any]
 
     @property
     def num_passed(self) -> int:
@@ -137,8 +136,7 @@ def read_results(path: Path) -> Results:
     """One result file. Raises `ResultError`, naming it, where it is damaged or lacks a field."""
     record = _read(path)
     try:
-        results = tuple(Result(**one) for one in record.pop("results"))
-        return Results(record["name"], results, record)
+        return Results(record["language"], tuple(Result(**one) for one in record["results"]))
     except (KeyError, TypeError) as error:
         raise ResultError(f"{path} is no result file of MultiPL-E: {error}") from error
 

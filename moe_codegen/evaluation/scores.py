@@ -18,7 +18,7 @@ from moe_codegen.evaluation.multipl_e import (
 from moe_codegen.evaluation.problems import COUNTS
 from moe_codegen.evaluation.run_folder import read_record
 from moe_codegen.evaluation.unpassable import UNPASSABLE
-from moe_codegen.metrics import share_interval
+from moe_codegen.metrics import Interval, share_interval
 
 KS = (1, 10, 100)
 
@@ -32,22 +32,8 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Score:
-    """pass@k over problems, as shares of 1.
-
-    Attributes:
-        low, high: the ends of a 95% interval over problems, see `share_interval`; None where they are too few.
-    """
-
-    k: int
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
 class LanguageScores:
-    """The scores of one folder.
+    """The scores of one folder: k -> the share of problems solved, with its 95% interval over problems.
 
     Attributes:
         samples: of each problem, at least.
@@ -61,8 +47,8 @@ class LanguageScores:
     language: str
     tallies: Mapping[str, Tally]
     samples: int
-    raw: list[Score]
-    passable: list[Score]
+    raw: dict[int, Interval]
+    passable: dict[int, Interval]
     unpassable: Mapping[str, str]
 
 
@@ -82,11 +68,10 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return (drawn - math.comb(samples - passed, k)) / drawn
 
 
-def score(tallies: Mapping[str, Tally], k: int) -> Score:
+def score(tallies: Mapping[str, Tally], k: int) -> Interval:
     """The mean of pass@k over problems, and its interval."""
     values = np.array([pass_at_k(tally.samples, tally.passed, k) for tally in tallies.values()])
-    interval = share_interval(values, list(tallies))
-    return Score(k, interval.value, interval.low, interval.high)
+    return share_interval(values, list(tallies))
 
 
 def score_folder(folder: Path, ks: Sequence[int] = (), *, partial: bool = False) -> LanguageScores:
@@ -112,8 +97,8 @@ def score_folder(folder: Path, ks: Sequence[int] = (), *, partial: bool = False)
         language=language,
         tallies=tallies,
         samples=samples,
-        raw=[score(tallies, k) for k in ks],
-        passable=[score(passable, k) for k in ks] if passable else [],
+        raw={k: score(tallies, k) for k in ks},
+        passable={k: score(passable, k) for k in ks} if passable else {},
         unpassable=unpassable,
     )
 
@@ -141,8 +126,8 @@ def identify(folder: Path) -> tuple[str, str]:
     if not files:
         raise ResultError(f"{folder} holds no result file")
     name, path = files[0]
-    metadata = read_results(path).metadata if "results" in path.name else vars(read_completions(path))
-    return ("humaneval" if name.startswith("HumanEval") else "mbpp"), metadata["language"]
+    found = read_results(path) if "results" in path.name else read_completions(path)
+    return ("humaneval" if name.startswith("HumanEval") else "mbpp"), found.language
 
 
 def read_tallies(folder: Path, *, partial: bool = False) -> dict[str, Tally]:

@@ -6,6 +6,7 @@ from importlib import import_module
 from tree_sitter import Language, Parser
 
 from moe_codegen.errors import ConfigError
+from moe_codegen.languages import canonical_language
 
 # Our name -> the grammar's package and the function in it that gives the grammar.
 GRAMMARS = {
@@ -15,12 +16,11 @@ GRAMMARS = {
     "cpp": ("tree_sitter_cpp", "language"),
     "typescript": ("tree_sitter_typescript", "language_typescript"),
 }
-SHORT_NAMES = {"py": "python", "js": "javascript", "ts": "typescript"}  # MultiPL-E's
 
 
 def can_parse(language: str) -> bool:
     """Whether there is a grammar for `language`."""
-    return SHORT_NAMES.get(language, language) in GRAMMARS
+    return canonical_language(language) in GRAMMARS
 
 
 def parses(text: str, language: str) -> bool:
@@ -29,7 +29,7 @@ def parses(text: str, language: str) -> bool:
     Raises:
         ConfigError: no grammar for `language`.
     """
-    return not _parser(SHORT_NAMES.get(language, language)).parse(text.encode()).root_node.has_error
+    return not _parser(canonical_language(language)).parse(text.encode()).root_node.has_error
 
 
 @cache

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from moe_codegen.errors import OutputError, ResultError, ResumeError, ToolchainError
+from moe_codegen.errors import InfrastructureError, OutputError, ResultError, ResumeError, ToolchainError
 from moe_codegen.evaluation import (
     ExecutionSettings,
     ModelSettings,
@@ -20,6 +20,7 @@ from moe_codegen.evaluation import (
     generate,
 )
 from moe_codegen.evaluation.execution import Kind
+from moe_codegen.evaluation.execution.folder import FolderJudge
 from moe_codegen.evaluation.execution.log import OutcomeLog, read_outcomes
 from moe_codegen.evaluation.execution.outcome import Outcome, submissions_of
 from moe_codegen.evaluation.languages import registry
@@ -246,6 +247,25 @@ def test_results_that_are_damaged_or_of_other_completions_are_errors(tmp_path):
     path.write_bytes(path.read_bytes()[:30])
     with pytest.raises(ResultError, match=r"HumanEval_0_twice\.results\.json\.gz is damaged"):
         execute(folder, ExecutionSettings())
+
+
+@needs("py", "js")
+def test_what_could_not_be_judged_holds_no_other_folders_results_back(tmp_path, monkeypatch):
+    write_one = FolderJudge.write
+
+    def fail(judge, completions):
+        if completions.language == "js":
+            raise InfrastructureError("no room")
+        return write_one(judge, completions)
+
+    for language in ("js", "py"):
+        completions_of(tmp_path / language, language, GOOD[language])
+    monkeypatch.setattr(FolderJudge, "write", fail)
+    with pytest.raises(
+        InfrastructureError, match="1 problems could not be judged, the first HumanEval_0_twice: no room"
+    ):
+        execute(tmp_path, ExecutionSettings())
+    assert statuses(tmp_path / "py") == {"HumanEval_0_twice": [("OK", 0)]}
 
 
 @needs("py")

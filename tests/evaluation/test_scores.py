@@ -81,8 +81,8 @@ def test_a_folder_is_scored_raw_and_over_problems_that_can_pass(tmp_path):
     names = ["HumanEval_1_x", "HumanEval_51_remove_vowels", "HumanEval_92_any_int", "HumanEval_3_y"]
     folder = fill(tmp_path / "humaneval-js-tiny-0.2-reworded", [2, 0, 0, 1], names=names)
     scores = score_folder(folder, [1, 2], partial=True)
-    assert [score.value for score in scores.raw] == [3 / 8, 2 / 4]
-    assert [score.value for score in scores.passable] == [3 / 4, 2 / 2]
+    assert {k: share.value for k, share in scores.raw.items()} == {1: 3 / 8, 2: 2 / 4}
+    assert {k: share.value for k, share in scores.passable.items()} == {1: 3 / 4, 2: 2 / 2}
     assert set(scores.unpassable) == set(names[1:3])
     fewer = fill(tmp_path / "humaneval-js-fewer-0.2-reworded", [2, 0], names=names[:2])
     assert set(score_folder(fewer, partial=True).unpassable) == {names[1]}
@@ -93,7 +93,7 @@ def test_a_folder_is_scored_raw_and_over_problems_that_can_pass(tmp_path):
 
 def test_by_default_k_is_1_10_and_100_as_far_as_there_are_samples(tmp_path):
     folder = fill(tmp_path / "some", [3], samples=12)
-    assert [score.k for score in score_folder(folder).raw] == [1, 10]
+    assert [*score_folder(folder).raw] == [1, 10]
 
 
 def test_a_dataset_with_fewer_results_than_problems_is_refused(tmp_path):

@@ -1,11 +1,10 @@
 """Execute completions that are already written: any folder of MultiPL-E's files."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moe_codegen.errors import InfrastructureError, ResultError
 from moe_codegen.evaluation.execution.executor import Executor
@@ -36,17 +35,14 @@ class Bench:
 
     def judge_for(self, folder: Path, language: Language) -> FolderJudge:
         """The judge of one folder."""
-        return FolderJudge(folder, self.executor, self.conditions(language))
-
-    def conditions(self, language: Language) -> dict[str, Any]:
-        """What an outcome of this language depends on, besides the program."""
         commands = [tool.command for tool in language.tools]
-        return {
+        conditions = {  # what an outcome of this language depends on, besides the program
             "sandbox": self.sandbox.name,
             "memory_mb": self.settings.memory_mb,
             "seconds": language.run_seconds,
             "toolchain": {command: self.toolchain[command] for command in commands if command in self.toolchain},
         }
+        return FolderJudge(folder, self.executor, conditions)
 
 
 @contextmanager
@@ -99,34 +95,38 @@ def execute(
         for folder, judge in judges.items():
             for problem in folders[folder]:
                 judge.submit(problem)
-        finish(bench, judges.values(), on_progress)
-        counts = {}
-        for folder, judge in judges.items():
-            counts[folder] = write_all(judge, folders[folder])
-            judge.close()
-    return counts
+        return finish(bench, judges, folders, on_progress)
 
 
-def finish(bench: Bench, judges: Iterable[FolderJudge], on_progress: OnProgress) -> None:
-    """Wait until all programs are judged, saying how many are."""
-    judges = list(judges)
+def finish(
+    bench: Bench,
+    judges: Mapping[Path, FolderJudge],
+    problems: Mapping[Path, Iterable[Completions]],
+    on_progress: OnProgress,
+) -> dict[Path, Counter[Kind]]:
+    """Wait until all programs are judged, saying how many are, and write the results of every folder's problems.
+
+    Returns:
+        folder -> how often each kind of outcome occurred.
+
+    Raises:
+        InfrastructureError: a program could not be judged; the results of all others are written.
+    """
 
     def show() -> None:
-        done, total = (sum(part) for part in zip(*(judge.counts for judge in judges), strict=True))
+        done, total = (sum(part) for part in zip(*(judge.counts for judge in judges.values()), strict=True))
         on_progress("judging", done, total)
 
     bench.executor.finish(show)
-
-
-def write_all(judge: FolderJudge, problems: Iterable[Completions]) -> Counter[Kind]:
-    """Write the results of all problems. Raises `InfrastructureError` at the end where some could not be judged."""
-    counts: Counter[Kind] = Counter()
+    counts: dict[Path, Counter[Kind]] = {folder: Counter() for folder in judges}
     failed: dict[str, InfrastructureError] = {}
-    for problem in problems:
-        try:
-            counts += judge.write(problem)
-        except InfrastructureError as error:
-            failed[problem.name] = error
+    for folder, judge in judges.items():
+        for problem in problems[folder]:
+            try:
+                counts[folder] += judge.write(problem)
+            except InfrastructureError as error:
+                failed[problem.name] = error
+        judge.close()
     if failed:
         name, first = next(iter(failed.items()))
         raise InfrastructureError(

@@ -58,8 +58,8 @@ def draw_failures(found: Sequence[Failures], path: Path) -> None:
 
 def draw_heat_map(heat_map: HeatMap, label: str, path: Path) -> None:
     """Layers one below the other, a row for each group, a column for each expert."""
-    shares = np.array([row for layer in heat_map.layers for row in layer.shares])
-    names = [f"layer {layer.layer}  {group}" for layer in heat_map.layers for group in heat_map.groups]
+    shares = np.array([row for rows in heat_map.layers.values() for row in rows])
+    names = [f"layer {layer}  {group}" for layer in heat_map.layers for group in heat_map.groups]
     figure, axis = _axes(1.2 + 0.2 * len(names))
     image = axis.imshow(100 * shares, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
     axis.set_yticks(range(len(names)), names, fontsize=7)

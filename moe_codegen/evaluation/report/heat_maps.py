@@ -8,50 +8,34 @@ from moe_codegen.evaluation.report.runs import EvaluatedRun
 
 
 @dataclass(frozen=True)
-class LayerMap:
-    """One layer: a row of shares for each group, summing to one."""
-
-    layer: int
-    shares: list[list[float]]
-
-
-@dataclass(frozen=True)
 class HeatMap:
-    """Which share of each group's tokens each expert takes, layer by layer."""
+    """Which share of each group's tokens each expert takes: of each layer a row for each group, summing to one."""
 
     title: str
     groups: list[str]
     experts: list[str]
-    layers: list[LayerMap]
+    layers: dict[int, list[list[float]]]
 
     @property
     def greatest(self) -> float:
         """The largest share, which is drawn darkest."""
-        return max(share for layer in self.layers for row in layer.shares for share in row)
-
-
-@dataclass(frozen=True)
-class LayerFacts:
-    """Balance of a layer, and how much of language and kind its first choices tell; see `metrics.routing`."""
-
-    layer: int
-    evenness: float
-    max_over_mean: float
-    dead_experts: int
-    language_information: float
-    language_accuracy: float
-    kind_information: float
+        return max(share for rows in self.layers.values() for row in rows for share in row)
 
 
 @dataclass(frozen=True)
 class Routing:
-    """The routing of one mixture."""
+    """The routing of one mixture.
+
+    Attributes:
+        layers: of each its balance and what its first choices tell of language, see `metrics.load_summary`; and as
+            `kind_information` what they tell of the kind of token.
+    """
 
     label: str
     num_experts: int
     tokens: int
     maps: list[HeatMap]
-    layers: list[LayerFacts]
+    layers: list[dict[str, Any]]
 
 
 def routing_of(run: EvaluatedRun) -> Routing | None:
@@ -71,15 +55,7 @@ def routing_of(run: EvaluatedRun) -> Routing | None:
             _heat_map("Experts by kind of token", by_kind, experts),
         ],
         layers=[
-            LayerFacts(
-                layer=language["layer"],
-                evenness=language["evenness"],
-                max_over_mean=language["max_over_mean"],
-                dead_experts=language["dead_experts"],
-                language_information=language["normalised_mutual_information"],
-                language_accuracy=language["assignment_accuracy"],
-                kind_information=kind["normalised_mutual_information"],
-            )
+            language | {"kind_information": kind["normalised_mutual_information"]}
             for language, kind in zip(by_language["layers"], by_kind["layers"], strict=True)
         ],
     )
@@ -87,10 +63,9 @@ def routing_of(run: EvaluatedRun) -> Routing | None:
 
 def _heat_map(title: str, record: Mapping[str, Any], experts: list[str]) -> HeatMap:
     share_GLE = record["share_by_group"]
-    layers = [
-        LayerMap(layer["layer"], [shares_LE[place] for shares_LE in share_GLE])
-        for place, layer in enumerate(record["layers"])
-    ]
+    layers = {
+        layer["layer"]: [shares_LE[place] for shares_LE in share_GLE] for place, layer in enumerate(record["layers"])
+    }
     return HeatMap(title, record["groups"], experts, layers)
 
 

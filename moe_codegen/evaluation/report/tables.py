@@ -10,7 +10,7 @@ from moe_codegen.errors import ConfigError
 from moe_codegen.evaluation.comparison import compare
 from moe_codegen.evaluation.held_out.estimates import LOWER_IS_BETTER, Estimate, differences, estimates
 from moe_codegen.evaluation.report.runs import EvaluatedRun
-from moe_codegen.evaluation.scores import KS, LanguageScores, Tally, score
+from moe_codegen.evaluation.scores import KS, LanguageScores, score
 from moe_codegen.evaluation.syntax import can_parse, parses
 from moe_codegen.metrics import Interval, share_difference_interval, share_interval
 from moe_codegen.metrics.intervals import FEW_REPOSITORIES, too_few
@@ -106,7 +106,7 @@ def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
         scores = [run.scores.get(name) for run in runs]
         samples = min(each.samples for each in scores if each)
         for k in (k for k in KS if k <= samples):
-            cells = [_solved(each.tallies, k) if each else None for each in scores]
+            cells = [_over_problems(score(each.tallies, k)) if each else None for each in scores]
             apart = [_compared(scores[0], each, k) for each in scores[1:]]
             rows.append(Row(_language(name), f"{_dataset(name)}, k = {k}", cells, apart))
     return _table(
@@ -190,11 +190,8 @@ def _language(name: str) -> str:
     return name.partition(" ")[2]
 
 
-def _solved(tallies: Mapping[str, Tally], k: int) -> Cell | None:
-    if not tallies:
-        return None
-    found = score(tallies, k)
-    return Cell(found.value, found.low, found.high, silent=too_few(len(tallies), *PROBLEMS))
+def _over_problems(found: Interval) -> Cell:
+    return Cell(found.value, found.low, found.high, silent=too_few(found.clusters, *PROBLEMS))
 
 
 def _compared(first: LanguageScores | None, other: LanguageScores | None, k: int) -> Cell | None:
@@ -234,8 +231,7 @@ def _clustered(language: str, detail: str, by_run: Sequence[dict[str, list[float
 
 
 def _mean(values: Mapping[str, float], of_values: Callable[..., Interval]) -> Cell:
-    interval = of_values(np.array(list(values.values())), list(values))
-    return Cell(interval.value, interval.low, interval.high, silent=too_few(interval.clusters, *PROBLEMS))
+    return _over_problems(of_values(np.array(list(values.values())), list(values)))
 
 
 def _by_key(found: Sequence[Estimate]) -> dict[tuple[str, str], Estimate]:
