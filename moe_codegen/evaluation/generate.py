@@ -25,7 +25,7 @@ from moe_codegen.evaluation.multipl_e import (
     write_completions,
 )
 from moe_codegen.evaluation.problems import Problem, read_problems
-from moe_codegen.evaluation.run_folder import RunRecord, claim, read_record, writing
+from moe_codegen.evaluation.run_folder import RunRecord, claim, writing
 from moe_codegen.evaluation.settings import ExecutionSettings, ModelSettings, ProblemSettings, SamplingSettings
 from moe_codegen.settings import as_record
 
@@ -215,8 +215,7 @@ def _problems(settings: ProblemSettings, language: str) -> list[Problem]:
 
 def _begin(out: Path, record: RunRecord) -> RunRecord:
     """The record to go on with: that of a started run, if it is of the same model and settings."""
-    claim(out, record.model["files"])
-    started = read_record(out)
+    started = claim(out, record.model["files"])
     if started is None:
         if any(out.glob("*/*.json.gz")):
             raise OutputError(f"{out} holds completions of another run and no run.json; give another folder")

@@ -112,8 +112,8 @@ def writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-def claim(out: Path, files: Mapping[str, str]) -> None:
-    """Make `out` the folder of a model with these files (name -> sha256), if it is not yet.
+def claim(out: Path, files: Mapping[str, str]) -> RunRecord | None:
+    """Make `out` the folder of a model with these files (name -> sha256), if it is not yet; returns its run's record.
 
     Raises:
         OutputError: it holds results of other model files, or something that is no evaluation.
@@ -127,6 +127,7 @@ def claim(out: Path, files: Mapping[str, str]) -> None:
     if not (records or is_empty or (out.is_dir() and any(out.glob("*/*.json.gz")))):
         raise OutputError(f"{out} is not empty and holds no evaluation; give another folder, or remove it first")
     out.mkdir(parents=True, exist_ok=True)
+    return run
 
 
 def language_folders(out: Path) -> list[Path]:

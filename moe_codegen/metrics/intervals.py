@@ -44,7 +44,6 @@ def ratio_interval(
     denominators: np.ndarray,
     clusters: Sequence[str] | np.ndarray,
     *,
-    confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
@@ -63,7 +62,7 @@ def ratio_interval(
     times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     totals = times @ below
     ratios = (times @ above)[totals > 0] / totals[totals > 0]
-    tail = 50 * (1 - confidence)
+    tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(ratios, [tail, 100 - tail])
     return Interval(value, float(low), float(high), len(names))
 
@@ -95,12 +94,12 @@ def _bounded_interval(values: np.ndarray, clusters: Sequence[str] | np.ndarray, 
     return Interval(value, value - reach * (value - least), value + reach * (most - value), found.clusters)
 
 
-def wilson(share: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson(share: float, trials: int) -> tuple[float, float]:
     """The score interval of a share of independent trials (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4).
 
     Of none in n trials, 0 to 3.8 / (n + 3.8).
     """
-    z_squared = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    z_squared = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
     middle, doubt = share + z_squared / (2 * trials), share * (1 - share) / trials + z_squared / (2 * trials) ** 2
     half, scale = math.sqrt(z_squared * doubt), 1 + z_squared / trials
     return (0.0 if share == 0 else (middle - half) / scale), (1.0 if share == 1 else (middle + half) / scale)

@@ -51,9 +51,9 @@ def digest_of(documents: Sequence[Document]) -> str:
     return digest.hexdigest()
 
 
-def shortened(document: Document, characters: int | None) -> Document:
+def shortened(document: Document, characters: int) -> Document:
     """The document's whole lines within its first `characters`; of a longer first line, that many characters."""
-    if characters is None or len(document.text) <= characters:
+    if len(document.text) <= characters:
         return document
     end = document.text.rfind("\n", 0, characters) + 1 or characters
     return Document(document.name, document.repository, document.language, document.text[:end])

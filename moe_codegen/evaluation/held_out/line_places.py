@@ -22,7 +22,7 @@ class Place:
     after: str
 
 
-def choose_places(documents: Sequence[Document], count: int, characters: int | None, seed: int = 0) -> list[Place]:
+def choose_places(documents: Sequence[Document], count: int, characters: int, seed: int = 0) -> list[Place]:
     """In each document up to `count` lines, each cut after a random word of it that leaves something to say.
 
     After a word tokenizers part anyway, so a model is asked to go on from where it could have stopped itself. The

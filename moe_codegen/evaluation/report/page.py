@@ -101,7 +101,7 @@ def gather(folders: Sequence[Path]) -> Content:
     tables = [pass_at_k_table(runs), syntax_table(runs), *measure_tables(runs)]
     return Content(
         runs=runs,
-        tables=[table for table in tables if table],
+        tables=[table for table in tables if table.rows],
         failures=failures(runs),
         decided=[each for other in others for each in wins_and_losses(first, other)],
         routing=[routing for run in runs if (routing := routing_of(run))],

@@ -99,7 +99,7 @@ class SideBySide:
         return "better" if (difference.value < 0) == self.lower_is_better else "worse"
 
 
-def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
+def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide:
     """pass@k over all problems, for each k that all runs have samples for."""
     rows = []
     for name in _names(run.scores for run in runs):
@@ -109,7 +109,7 @@ def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
             cells = [_over_problems(score(each.tallies, k)) if each else None for each in scores]
             apart = [_compared(scores[0], each, k) for each in scores[1:]]
             rows.append(Row(_language(name), f"{_dataset(name)}, k = {k}", cells, apart))
-    return _table(
+    return SideBySide(
         CORRECTNESS,
         "pass@k",
         "Share of problems solved within k samples (arXiv 2107.03374, eq. 1), over all problems, with 95% intervals "
@@ -120,14 +120,14 @@ def pass_at_k_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
     )
 
 
-def syntax_table(runs: Sequence[EvaluatedRun]) -> SideBySide | None:
+def syntax_table(runs: Sequence[EvaluatedRun]) -> SideBySide:
     """The share of generated programs that parse, for languages with a grammar."""
     rows = []
     for name in _names(run.scores for run in runs):
         if can_parse(_language(name)):
             by_run = [_parsed(run, name) if name in run.scores else None for run in runs]
             rows.append(_clustered(_language(name), _dataset(name), by_run))
-    return _table(
+    return SideBySide(
         CORRECTNESS,
         "Generated programs that parse",
         "Share of the samples whose whole program is well-formed by its tree-sitter grammar, whether or not it is "
@@ -150,8 +150,8 @@ def measure_tables(runs: Sequence[EvaluatedRun]) -> list[SideBySide]:
             by_measure.setdefault(measure, []).append(
                 Row(language, "", cells, [_cell(each.get(key)) for each in apart])
             )
-    made = [
-        _table(
+    return [
+        SideBySide(
             HELD_OUT,
             measure[0].upper() + measure[1:],
             "95% intervals over repositories, differences paired by file"
@@ -162,19 +162,6 @@ def measure_tables(runs: Sequence[EvaluatedRun]) -> list[SideBySide]:
         )
         for measure, rows in by_measure.items()
     ]
-    return [table for table in made if table]
-
-
-def _table(
-    section: str,
-    title: str,
-    caption: str,
-    rows: list[Row],
-    *,
-    percent: bool,
-    lower_is_better: bool = False,
-) -> SideBySide | None:
-    return SideBySide(section, title, caption, rows, percent, lower_is_better) if rows else None
 
 
 def _names(mappings: Iterable[Iterable[Any]]) -> list[Any]:

@@ -72,4 +72,4 @@ def test_a_long_file_is_cut_at_a_line_end():
     document = Document("a", "r", "python", "one\ntwo\nthree\n")
     assert shortened(document, 9).text == "one\ntwo\n"
     assert shortened(document, 2).text == "on"
-    assert shortened(document, 100) == shortened(document, None) == document
+    assert shortened(document, 100) == document

@@ -49,7 +49,7 @@ ORACLE = mixture("llama", 0.5, expert_names=NAMES, language_routing="oracle", nu
 @pytest.mark.parametrize("model", [penalised(), mixture("llama"), ORACLE], ids=["dense", "mixture", "oracle"])
 @pytest.mark.parametrize("task", ["line", "fill"])
 def test_batches_write_what_greedy_decoding_alone_does(model, task):
-    places = choose_places(DOCUMENTS, 2, None)
+    places = choose_places(DOCUMENTS, 2, 8000)
     done = complete_places(model, TOKENIZER, places, task, batch_size=3, **SETTINGS)
     for place, completion in zip(places, done, strict=True):
         ids = encode_prompt(TOKENIZER, place.before, place.after if task == "fill" else None, 40)

@@ -8,7 +8,7 @@ DOCUMENTS = [Document(name, name.split("/")[0], "python", text) for name, text i
 
 
 def test_a_place_is_a_cut_after_a_word_of_a_line_of_its_file():
-    places = choose_places(DOCUMENTS, 3, None)
+    places = choose_places(DOCUMENTS, 3, 8000)
     assert {place.document.name for place in places} == set(FILES)
     for place in places:
         assert place.before + place.missing + place.after == place.document.text
@@ -21,9 +21,9 @@ def test_a_place_is_a_cut_after_a_word_of_a_line_of_its_file():
 
 
 def test_places_depend_on_the_seed_and_their_own_file_alone():
-    all_of_them = choose_places(DOCUMENTS, 1, None, seed=3)
-    assert choose_places(DOCUMENTS[2:3], 1, None, seed=3) == all_of_them[2:3]
-    assert choose_places(DOCUMENTS, 1, None, seed=4) != all_of_them
+    all_of_them = choose_places(DOCUMENTS, 1, 8000, seed=3)
+    assert choose_places(DOCUMENTS[2:3], 1, 8000, seed=3) == all_of_them[2:3]
+    assert choose_places(DOCUMENTS, 1, 8000, seed=4) != all_of_them
 
 
 def test_lines_beyond_the_limit_are_not_asked_for():
