@@ -88,10 +88,12 @@ def read_references(path: Path) -> dict[tuple[str, str], str]:
         ResultError: a line that is none of these.
     """
     references = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
             completion = row["completion"] if "completion" in row else row["canonical"]
+            if not isinstance(completion, str | None):
+                raise TypeError(f"the completion is {completion!r}")
             references[row["language"], row["name"]] = completion
         except (ValueError, KeyError, TypeError) as error:
             raise ResultError(

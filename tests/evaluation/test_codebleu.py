@@ -76,9 +76,10 @@ def test_references_are_read_by_language_and_problem(tmp_path):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_references(path) == {("py", "a"): "x", ("js", "a"): "y"}
-    path.write_text('{"name": "a"}\n')
-    with pytest.raises(ResultError, match="line 1"):
-        read_references(path)
+    for line in (b'{"name": "a"}', b"\xff", b'{"name": "a", "language": "py", "completion": 5}', b"[]"):
+        path.write_bytes(line + b"\n")
+        with pytest.raises(ResultError, match="line 1, is no reference"):
+            read_references(path)
 
 
 def test_other_languages_are_named():
