@@ -17,11 +17,10 @@ from moe_codegen.moe import RoutingRecorder
 
 
 @dataclass(frozen=True)
-class KindedDocument:
+class KindedDocument(EncodedDocument):
     """A document's tokens, and of each token its kind's place in `KINDS`."""
 
-    encoded: EncodedDocument
-    kinds: list[int]
+    kinds: Sequence[int]
 
 
 def encode_kinds(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[KindedDocument]:
@@ -31,8 +30,8 @@ def encode_kinds(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Documen
         tokens = encode_with_offsets(tokenizer, document.text)
         kinds = kinds_of_tokens(kinds_of_characters(document.text, document.language), tokens.offsets)
         size = len(document.text.encode())
-        encoded = EncodedDocument(document.name, document.repository, document.language, tokens.ids, size)
-        kinded.append(KindedDocument(encoded, kinds))
+        about = document.name, document.repository, document.language
+        kinded.append(KindedDocument(*about, tokens.ids, size, kinds))
     return kinded
 
 
@@ -50,18 +49,17 @@ def expert_use(
     Each token of each document is counted once, in the window in which the loss predicts it (see `window_batches`).
     The arguments are those of `document_losses`. Raises `ConfigError` for a dense model.
     """
-    languages = sorted({document.encoded.language for document in documents})
+    languages = sorted({document.language for document in documents})
     load = ExpertLoad.of_model(model, [f"{language}/{kind}" for language in languages for kind in KINDS])
-    encoded = [document.encoded for document in documents]
     length = window_length(model, window)
     with evaluating(model), torch.no_grad(), RoutingRecorder(model) as recorder:
-        for batch in window_batches(encoded, start_id, window=length, batch_tokens=batch_tokens):
+        for batch in window_batches(documents, start_id, window=length, batch_tokens=batch_tokens):
             group_BS = torch.zeros_like(batch.input_ids)
             for row, (number, place) in enumerate(zip(batch.documents, batch.places, strict=True)):
-                first = languages.index(encoded[number].language) * len(KINDS)
+                first = languages.index(documents[number].language) * len(KINDS)
                 kinds = [0, *documents[number].kinds][place : place + group_BS.shape[1]]  # before them, the start token
                 group_BS[row, : len(kinds)] = first + torch.tensor(kinds)
-            told = told_languages(model, [encoded[number].language for number in batch.documents])
+            told = told_languages(model, [documents[number].language for number in batch.documents])
             model.base_model(input_ids=batch.input_ids.to(model.device), use_cache=False, **told)
             load.add(recorder.ids_LTK, batch.counted, group_BS)
             on_windows(len(batch.documents))

@@ -167,9 +167,7 @@ def _routing(job: _Job) -> dict[str, Any]:
         start_token(job.tokenizer),
         window=settings.window,
         batch_tokens=settings.batch_tokens,
-        on_windows=job.counter(
-            "routing", count_windows([each.encoded for each in documents], window_length(job.model, settings.window))
-        ),
+        on_windows=job.counter("routing", count_windows(documents, window_length(job.model, settings.window))),
     )
     return {"expert_names": job.model.config.expert_names, **expert_use_record(counts)}
 
