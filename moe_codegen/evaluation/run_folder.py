@@ -13,7 +13,7 @@ A folder of completions made elsewhere has no `run.json`, and gets `outcomes.jso
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,7 +25,12 @@ from moe_codegen.evaluation.multipl_e import completion_files, result_files
 from moe_codegen.whole_file import write_whole
 
 RUN_FILE = "run.json"
-MEASURES = ("loss", "completion", "routing")
+MEASURES: dict[str, dict[str, type]] = {  # -> what its file holds, besides what each of them does
+    "loss": {"losses": dict},
+    "completion": {"completions": list},
+    "routing": {"by_language": dict, "by_kind": dict},
+}
+_PARTS = {"model": dict, "settings": dict, "documents": dict, "versions": dict, "seconds": float}
 OUTCOMES_FILE = "outcomes.jsonl"
 
 
@@ -57,7 +62,7 @@ class RunRecord:
 
 def read_record(out: Path) -> RunRecord | None:
     """The record of a run; None where there is none. Raises `ResultError` where it is damaged."""
-    parts = [part.name for part in fields(RunRecord)]
+    parts = dict.fromkeys((part.name for part in fields(RunRecord)), dict)
     advice = (
         "without it none can tell how the results beside it were made; restore it from a copy, or evaluate into "
         "another folder"
@@ -69,20 +74,20 @@ def read_record(out: Path) -> RunRecord | None:
 def read_measure(out: Path, name: str) -> dict[str, Any] | None:
     """One of the `MEASURES` of a folder; None where it has not been made. Raises `ResultError` where it is damaged."""
     path, advice = out / f"{name}.json", "remove it to have it made again"
-    record = _read(path, ["model", "settings", "documents", "versions"], advice)
+    record = _read(path, _PARTS | MEASURES[name], advice)
     if record and record.get("measure") != name:
         raise ResultError(f"{path} holds no measured {name}; {advice}")
     return record
 
 
-def _read(path: Path, parts: Sequence[str], advice: str) -> dict[str, Any] | None:
-    """A JSON object with these parts, themselves objects, one of them the model; None where there is no file."""
+def _read(path: Path, parts: Mapping[str, type], advice: str) -> dict[str, Any] | None:
+    """A JSON object with these parts, name -> type, one of them the model; None where there is no file."""
     if not path.exists():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         model = record["model"]
-        unfit = [part for part in parts if not isinstance(record[part], dict)]
+        unfit = [part for part, kind in parts.items() if not isinstance(record[part], kind)]
         if unfit or not (isinstance(model["name"], str) and isinstance(model["files"], dict)):
             raise TypeError(f"{', '.join(unfit) or 'name or files of the model'} of another type")
     except (OSError, ValueError, KeyError, TypeError) as error:

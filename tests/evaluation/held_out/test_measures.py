@@ -99,10 +99,10 @@ def test_models_measured_differently_are_not_compared(measured, tmp_path):
         differences(read_measure(tmp_path, "loss"), read_measure(measured / "dense-out", "loss"))
 
 
-@pytest.mark.parametrize(
-    "content",
-    ['{"measure": "loss", ', "[]", '{"measure": "loss"}', '{"measure": "loss", "model": {"name": "a", "files": {}}}'],
-)
+PARTS = {"model": {"name": "a", "files": {}}, "settings": {}, "documents": {}, "versions": {}, "seconds": 1.5}
+
+
+@pytest.mark.parametrize("content", ['{"measure": "loss", ', "[]", '{"measure": "loss"}', json.dumps(PARTS)])
 def test_a_damaged_file_is_an_error(content, tmp_path):
     (tmp_path / "loss.json").write_text(content)
     with pytest.raises(ResultError, match=r"loss\.json is damaged .*; remove it to have it made again"):
