@@ -3,6 +3,7 @@
 Dimensions: E experts, G languages.
 """
 
+import io
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ from moe_codegen.metrics import DocumentLosses, document_losses, encode_document
 from moe_codegen.modeling import MoEConfig
 from moe_codegen.moe import Experts
 from moe_codegen.upcycle import extract
+from moe_codegen.whole_file import write_whole
 
 EXPERTS = "experts"  # the dense ones, one a language
 
@@ -85,7 +87,9 @@ class Measures:
         path = self.models.folder / "losses" / file
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            np.save(path, measure().nats)
+            content = io.BytesIO()
+            np.save(content, measure().nats)
+            write_whole(path, content.getvalue())
         return DocumentLosses.of_documents(self.encoded, np.load(path))
 
     def _by_language(self, nats: dict[str, np.ndarray]) -> DocumentLosses:

@@ -1,6 +1,8 @@
 """The study's budgets, what it makes of several seeds, and from where on one curve lies below another."""
 
+import resource
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from benchmarks.study.curves import crossing
 from benchmarks.study.data import StudyData
 from benchmarks.study.estimates import estimate, estimate_differences
 from benchmarks.study.findings import agreement
+from benchmarks.study.measure import Measures
 from benchmarks.study.protocol import COMPARISONS, LANGUAGES, LONGEST_DENSE, MIXTURES, RIVALS, SCALES, budget
 from moe_codegen.errors import SourceError
 from moe_codegen.metrics import DocumentLosses, LoadCounts, load_summary
@@ -78,6 +81,18 @@ def test_several_seeds_give_their_mean_and_their_spread():
     assert found.spread == pytest.approx(0.02**0.5)
     assert estimate_differences(one, other)["all"].by_seed == pytest.approx((-1.0, -0.6))
     assert estimate(one[:1])["python"].spread is None
+
+
+def test_losses_that_are_not_written_whole_are_not_there(tmp_path):
+    measures = Mock(models=Mock(folder=tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Measures._kept(measures, "base.npy", lambda: losses(20.0, 30.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "losses" / "base.npy").exists()
 
 
 def test_steps_round_to_whole_batches():
