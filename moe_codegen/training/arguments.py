@@ -36,6 +36,8 @@ REPLACED = {
     "resume_from_checkpoint": "the same command again goes on from the last checkpoint",
     "include_num_input_tokens_seen": "every line of the history has the tokens so far",
     "per_device_eval_batch_size": "documents are measured in batches of 4096 tokens",
+    "push_to_hub": "it would upload checkpoints and never the finished model; when the run has ended, upload that with "
+    "`hf upload OWNER/NAME OUT --exclude 'checkpoints/*'`",
 }
 
 

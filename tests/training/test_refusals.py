@@ -38,6 +38,7 @@ def refused(settings, folder, error, message):
         (dict(trainer={"optim": "sgdm"}), "transformers refuses these settings: sgdm is not a valid OptimizerNames"),
         (dict(trainer={"num_train_epochs": 3}), "tokens says how long"),
         (dict(trainer={"include_num_input_tokens_seen": True}), "every line of the history has the tokens so far"),
+        (dict(trainer={"push_to_hub": True}), "upload that with `hf upload OWNER/NAME OUT"),
         (dict(trainer={"report_to": ["tensorbord"]}), "refuses these settings: tensorbord is not supported"),
         pytest.param(
             dict(precision="fp16"),
