@@ -79,9 +79,10 @@ class DatatroveMapper:
     """A `Mapper` that runs units as the tasks of a datatrove executor.
 
     `make_executor(pipeline, tasks)` makes one, such as
-    `lambda pipeline, tasks: LocalPipelineExecutor(pipeline, tasks, workers=4, logging_dir=..., skip_completed=False)`.
+    `lambda pipeline, tasks: LocalPipelineExecutor(pipeline, tasks, workers=4, logging_dir=...)`.
     An executor that only submits (Slurm) is waited for by the units' records, `poll_seconds` between looks, until all
-    are done or one has failed. A task that is killed leaves no word: then stop waiting, and run again.
+    are done or one has failed. A task that is killed leaves no word, and executors too may wait for it for good: then
+    stop, and run again, which does the units that are left.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class DatatroveMapper:
             return
         for job in jobs:
             _failure(job).unlink(missing_ok=True)
-        self.make_executor([UnitsStep(function, jobs)], min(self.tasks, len(jobs))).run()
+        executor = self.make_executor([UnitsStep(function, jobs)], min(self.tasks, len(jobs)))
+        executor.skip_completed = False  # it knows tasks by number, and in each pass and run they do other units
+        executor.run()
         while self.poll_seconds is not None and _undone(jobs) and not _failed(jobs):
             time.sleep(self.poll_seconds)
         if failed := _failed(jobs):

@@ -24,9 +24,7 @@ def mapper(tmp_path):
     from moe_codegen.data.pipeline.cluster import DatatroveMapper
 
     def make_executor(pipeline, tasks):
-        return LocalPipelineExecutor(
-            pipeline, tasks=tasks, workers=1, logging_dir=str(tmp_path / "logs"), skip_completed=False
-        )
+        return LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(tmp_path / "logs"))
 
     return DatatroveMapper(make_executor, tasks=3)
 
@@ -64,6 +62,31 @@ def test_a_unit_that_fails_in_a_submitted_task_is_not_waited_for(tmp_path):
         for _ in range(2):  # what has failed is tried again
             with pytest.raises(WorkerError, match=r"1 of \d units failed, the first with ColumnError: column `stars`"):
                 clean_on(mapper, open_source(tmp_path / "in"), tmp_path / "out")
+
+
+def test_what_a_killed_task_left_undone_is_done_by_the_next_run(tmp_path, mapper):
+    from moe_codegen.data.pipeline.cluster import DatatroveMapper, clean_on
+
+    class Dying:
+        """An executor whose second task dies before its second unit, without a word."""
+
+        def __init__(self, pipeline, tasks):
+            self.step, self.tasks = pipeline[0], tasks
+
+        def run(self):
+            for rank in range(self.tasks):
+                jobs = self.step.jobs[rank :: self.tasks]
+                for job in jobs[: 1 if rank == 1 else None]:
+                    self.step.function(*job)
+
+    source = open_source(write(tmp_path / "in", ROWS), unit_bytes=8000)
+    left = len(range(1, len(source.units), 2)) - 1
+    clean(source, tmp_path / "here")
+    with pytest.raises(WorkerError, match=f"{left} of {len(source.units)} units were not done; .*run again"):
+        clean_on(DatatroveMapper(Dying, tasks=2), source, tmp_path / "there")
+    assert not (tmp_path / "there" / "manifest.json").exists()
+    clean_on(mapper, source, tmp_path / "there")
+    assert tree(tmp_path / "here") == tree(tmp_path / "there")
 
 
 def test_the_filter_in_a_pipeline_of_documents(tmp_path):
