@@ -21,7 +21,9 @@ class TrainSettings:
     train: tuple[str, ...] = setting((), "folders of `data pack`; several are mixed", is_path=True)
     validation: str = setting("", "documents to measure the loss on: `validation` of `data split`", is_path=True)
     validation_tokens: int = setting(50_000, "about how many tokens of validation for each language, in whole files")
-    tokens: int | None = setting(None, "tokens to train on, padding included; otherwise every sequence once")
+    tokens: int | None = setting(
+        None, "tokens to train on, padding included, in passes over the same sequences; not given: one pass"
+    )
     batch_size: int = setting(32, "sequences an optimiser step, over all processes")
     micro_batch_size: int = setting(8, "sequences a process takes at once; divides batch_size / processes")
     learning_rate: float = setting(3e-4, "at the peak")

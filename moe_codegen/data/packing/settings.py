@@ -21,7 +21,9 @@ class PackSettings:
     spm_rate: float = setting(0.5, "share of those in the order suffix, prefix, middle")
     weights: tuple[str, ...] = setting((), "LANGUAGE=WEIGHT; none: by temperature")
     temperature: float = setting(1.0, "1 keeps the proportions of the data, more nears equal parts")
-    tokens: int | None = setting(None, "tokens in all, documents repeated as needed; not given: none is repeated")
+    tokens: int | None = setting(
+        None, "tokens in all, documents repeated as needed, rearranged alike each time; not given: none is repeated"
+    )
     seed: int = setting(0, "order, fill-in-the-middle and choice of documents")
 
     def __post_init__(self) -> None:
