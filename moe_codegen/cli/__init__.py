@@ -1,6 +1,7 @@
 """The command line: one file per verb, each a typed function whose arguments are its flags."""
 
 import importlib
+import os
 import sys
 import warnings
 from importlib import metadata
@@ -68,6 +69,8 @@ app.command(rich_help_panel=TRAINING)(report.report)
 
 def main() -> None:
     """Run the command line; a warning or an error of ours is one message on standard error, an error exit status 1."""
+    if sys.stdout is None:  # the caller has closed it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as standard error does: no traceback
     try:
         with warnings.catch_warnings():

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
 from moe_codegen.errors import OutputError, ResumeError
 from moe_codegen.settings import as_record
 from moe_codegen.training.runfile import write_run
 from moe_codegen.training.settings import FREE_TO_CHANGE, TrainSettings, path_fields
-from moe_codegen.whole_file import write_whole
+from moe_codegen.whole_file import write_whole, writing
 
 STAGED = ".partial"  # where a checkpoint, and in the end the model, is written until it is whole
 
@@ -50,25 +49,20 @@ class RunFolder:
 
     def begin(self) -> None:
         """Write what is being run."""
-        try:
+        with writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_run(self.settings, self.path / "run.toml")
             self._write("started.json", self._record())
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error}") from error
 
     @contextmanager
     def ending(self) -> Iterator[None]:
         """A context in which what the run made is written; what cannot be is an `OutputError`."""
+        advice = f"The last checkpoint is {self.last_checkpoint}; free some space and run the same command again"
         try:
-            yield
-        # A full disk is an error of safetensors' own where it writes.
-        except (OSError, SafetensorError) as error:
+            with writing(self.path, advice):
+                yield
+        finally:
             shutil.rmtree(self.path / STAGED, ignore_errors=True)
-            raise OutputError(
-                f"the trained model cannot be written to {self.path}: {error}. Its last checkpoint is "
-                f"{self.last_checkpoint}; free some space and run the same command again"
-            ) from error
 
     def finish(self, save_model: Callable[[Path], None], summary: dict[str, Any]) -> None:
         """Write the model, its configuration last, and then the summary."""

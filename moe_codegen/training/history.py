@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_codegen.errors import OutputError
 from moe_codegen.metrics import LoadCounts
-from moe_codegen.whole_file import write_whole
+from moe_codegen.whole_file import write_whole, writing
 
 Line = dict[str, Any]
 
@@ -27,14 +26,9 @@ class History:
 
     def append(self, line: Line) -> None:
         """Write one line. Raises `OutputError` where the disk is full."""
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be written: {error}. Free some space and run the same command again; it goes on "
-                "from the last checkpoint"
-            ) from error
+        advice = "Free some space and run the same command again; it goes on from the last checkpoint"
+        with writing(self.path, advice), self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def read_history(path: Path) -> list[Line]:

@@ -43,3 +43,11 @@ def test_a_mixture_writes_in_the_colours_of_its_experts(moe):
     plain = ESCAPES.sub("", written)
     assert "first expert in layer 1" in plain
     assert all(len(line.rsplit("\r", 1)[-1]) <= 80 for line in plain.splitlines())
+
+
+def test_without_a_standard_output_work_is_done_all_the_same():
+    command = "from moe_codegen.cli import main; main()"
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-c", command, "data", "--help"], stderr=subprocess.PIPE
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from moe_codegen import upcycle
 from moe_codegen.errors import NonFiniteError, OutputError, ResumeError
@@ -138,6 +138,21 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(corpus, tmp_
     assert sorted(losses(tmp_path / "out")) == list(range(1, 10))
 
 
+@pytest.mark.parametrize("folder", ["checkpoint-3", ".partial"])
+def test_a_disk_that_is_full_when_the_tokenizer_is_written_is_said_to_be(corpus, tmp_path, monkeypatch, folder):
+    save = PreTrainedTokenizerBase.save_pretrained
+
+    def full(tokenizer, path, *given, **kwargs):
+        if Path(path).name == folder:
+            raise Exception("No space left on device (os error 28)")  # tokenizers has no error of its own
+        return save(tokenizer, path, *given, **kwargs)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+    with pytest.raises(OutputError, match=r"cannot be written: No space left.*run the same command again"):
+        train(from_scratch(corpus, tokens=3 * STEP, checkpoint_every=3), tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 1.6 MB, room for one checkpoint, where this machine lets us make one."""
@@ -170,7 +185,7 @@ def test_a_disk_that_really_is_full_stops_a_checkpoint_and_the_model_and_loses_n
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-3"]
     subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
     fill = Fill(disk)
-    with pytest.raises(OutputError, match=r"the trained model cannot be written.*checkpoint-9; free some space"):
+    with pytest.raises(OutputError, match=r"out cannot be written: .*checkpoint-9; free some space"):
         train(settings, out, callbacks=[fill])
     assert not (out / "config.json").exists()
     fill.file.unlink()

@@ -166,9 +166,14 @@ def run_stage(
     `mapper` does the units: in processes of this machine, or on a cluster (`cluster.DatatroveMapper`).
 
     A run that was killed goes on where it was; a finished one returns at once. Raises `OutputError` where `out` cannot
-    be written or holds something else, `ResumeError` where it holds a run of other settings or another source.
+    be written, lies in the source or holds something else, `ResumeError` where it holds a run of other settings or
+    another source.
     """
     out = Path(out)
+    if out.resolve().is_relative_to(Path(source.name).resolve()) and Path(source.name).is_dir():
+        raise OutputError(
+            f"{out} lies in {as_text(source.name)} and would be read as part of it; give a folder elsewhere"
+        )
     goes_on = (out / WORK / RUN).exists()
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
@@ -188,6 +193,10 @@ def run_stage(
             raise
         if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(out):
             raise SourceError(f"{as_text(error.filename)} cannot be used: {error.strerror}") from error
+        raise OutputError(f"{out} cannot be written: {error}") from error
+    except Exception as error:
+        if type(error) is not Exception:  # as tokenizers has it of a full disk
+            raise
         raise OutputError(f"{out} cannot be written: {error}") from error
     shutil.rmtree(out / WORK)
     assert manifest is not None

@@ -14,6 +14,7 @@ from moe_codegen.data.report.report import write_report
 from moe_codegen.data.sampling.split import TRAIN, VALIDATION
 from moe_codegen.errors import ConfigError
 from moe_codegen.settings import read_toml, settings_from
+from moe_codegen.whole_file import writing
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def prepare(
             texts = {into: folder_splits(done[into], into), **texts}
     if described := next(iter(texts | sequences), None):
         others = [manifest for into, manifest in done.items() if into != described]
-        write_card(out, texts | sequences, [done[described], *others])
+        with writing(out):
+            write_card(out, texts | sequences, [done[described], *others])
     if plan.report:
         write_report(out, out / "report", manifests=list(done.values()))
     return done

@@ -31,6 +31,7 @@ from moe_codegen.checkpoint import CheckpointReader, load_tokenizer, resolve_tar
 from moe_codegen.checkpoint.staging import NO_SPACE, staged_path
 from moe_codegen.errors import CheckpointError, OutputError
 from moe_codegen.training.parallel.shard import reshard
+from moe_codegen.whole_file import writing
 
 STATE = "state"
 METADATA = ".metadata"  # what torch writes last
@@ -113,7 +114,7 @@ def merge_checkpoint(checkpoint: Path, out: Path) -> None:
 
     Raises:
         CheckpointError: `checkpoint` holds no sharded weights, or is not whole.
-        OutputError: `out` is there already.
+        OutputError: `out` is there already, or cannot be written.
     """
     out = resolve_target(out)
     if not checkpoint.is_dir():
@@ -133,10 +134,14 @@ def merge_checkpoint(checkpoint: Path, out: Path) -> None:
         dcp.load({WEIGHTS: weights}, checkpoint_id=checkpoint / STATE, no_dist=True)
     staged = staged_path(out)
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged, state_dict=weights)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(staged)
-    staged.replace(out)
+    try:
+        with writing(out):
+            model.save_pretrained(staged, state_dict=weights)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(staged)
+            staged.replace(out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _load(checkpoint: Path, state: dict[str, Any]) -> None:

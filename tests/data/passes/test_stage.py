@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,7 +18,7 @@ from moe_codegen.data.filtering.decontaminate import DecontaminateSettings, deco
 from moe_codegen.data.filtering.filters import CleanSettings
 from moe_codegen.data.packing.pack import PackSettings, pack
 from moe_codegen.data.packing.tokenizer import TokenizerSettings, make_tokenizer
-from moe_codegen.data.passes.stage import MANIFEST, WORK, read_manifest
+from moe_codegen.data.passes.stage import MANIFEST, WORK, read_manifest, run_stage
 from moe_codegen.data.passes.workers import map_units
 from moe_codegen.data.pipeline.prepare import prepare, read_plan
 from moe_codegen.data.reading.settings import SourceSettings
@@ -192,8 +193,25 @@ def test_the_manifests_of_others_are_none_of_ours(tmp_path, text):
     folder = write(tmp_path / "in", [row(1)])
     (folder / MANIFEST).write_bytes(text.encode("latin-1"))
     assert clean(open_source(folder), tmp_path / "out")["history"] == []
+    source = open_source(write(tmp_path / "other", [row(2)]))
     with pytest.raises(OutputError, match="is not empty"):
-        clean(open_source(folder), folder)
+        clean(source, folder)
+
+
+@pytest.mark.parametrize("inside", [".", "out", "far/below"])
+def test_an_output_inside_its_own_source_is_refused_before_any_work(tmp_path, inside):
+    folder = write(tmp_path / "in", [row(1)])
+    before = list(folder.iterdir())
+    with pytest.raises(OutputError, match=r"lies in .* and would be read as part of it; give a folder elsewhere"):
+        clean(open_source(folder), folder / inside)
+    assert list(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(("error", "told"), [(Exception("No space left"), OutputError), (KeyError("x"), KeyError)])
+def test_a_full_disk_of_tokenizers_is_told_as_one_and_a_fault_of_ours_as_it_is(tmp_path, error, told):
+    source = open_source(write(tmp_path / "in", [row(1)]))
+    with pytest.raises(told, match=r"No space left|x"):
+        run_stage("clean", source, tmp_path / "out", CleanSettings(), Mock(side_effect=error))
 
 
 def test_settings_refused_late_take_with_them_only_what_they_began(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+from unittest.mock import Mock
 
 import pytest
 from datasets import load_dataset
@@ -122,6 +123,15 @@ def test_a_report_of_data_that_is_not_ours(tmp_path):
     (tmp_path / "other" / "a.txt").write_text("x")
     with pytest.raises(OutputError, match="other files than a report"):
         write_report(tmp_path / "in", tmp_path / "other")
+    with pytest.raises(OutputError, match=r"a\.txt cannot be written: .*Free some space, or give a folder"):
+        write_report(tmp_path / "in", tmp_path / "other" / "a.txt", pictures=False)
+
+
+def test_a_card_that_cannot_be_written_is_said_to_be_so(tmp_path, monkeypatch):
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("moe_codegen.data.pipeline.prepare.write_card", Mock(side_effect=full))
+    with pytest.raises(OutputError, match=r"out cannot be written: .*No space left"):
+        prepared(tmp_path, "[dedup]")
 
 
 @pytest.mark.parametrize(

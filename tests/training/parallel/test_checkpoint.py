@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_codegen import MoEForCausalLM
 from moe_codegen.errors import CheckpointError, OutputError
@@ -92,12 +92,26 @@ def test_a_sharded_checkpoint_becomes_the_folder_that_an_unsharded_model_would_w
             assert all(torch.equal(stored[name], tensor) for name, tensor in whole.items())
 
 
-def test_a_merged_checkpoint_keeps_what_is_beside_the_weights(tmp_path):
+def save_sharded(checkpoint):
+    """Write what a run whose processes share the model does."""
     model, tokenizer = model_of(FAMILY), tiny.tokenizer()
     model.generation_config.max_new_tokens, tokenizer.chat_template = 7, "{{ messages }}"
     sharded = Mock(layout=ProcessLayout(2, fsdp_size=2), model=model, processing_class=tokenizer)
-    ShardedTrainer.save_model(sharded, str(tmp_path / "checkpoint-1"))
-    save_state(tmp_path / "checkpoint-1", model, optimizer_of(model), with_weights=True)
+    ShardedTrainer.save_model(sharded, str(checkpoint))
+    save_state(checkpoint, model, optimizer_of(model), with_weights=True)
+
+
+def test_a_model_that_cannot_be_merged_for_want_of_space_leaves_nothing(tmp_path, monkeypatch):
+    save_sharded(tmp_path / "checkpoint-1")
+    full = Exception("No space left on device (os error 28)")  # as tokenizers has it
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", Mock(side_effect=full))
+    with pytest.raises(OutputError, match=r"merged cannot be written: No space left.*\. Free some space"):
+        merge_checkpoint(tmp_path / "checkpoint-1", tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_merged_checkpoint_keeps_what_is_beside_the_weights(tmp_path):
+    save_sharded(tmp_path / "checkpoint-1")
     merge_checkpoint(tmp_path / "checkpoint-1", tmp_path / "merged")
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == "{{ messages }}"
     assert MoEForCausalLM.from_pretrained(tmp_path / "merged").generation_config.max_new_tokens == 7
