@@ -76,6 +76,17 @@ def default_of(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+def path_fields(settings: Any) -> list[str]:
+    """The fields that may name files."""
+    return [field.name for field in dataclasses.fields(settings) if field.metadata["is_path"]]
+
+
+def beside(settings: S, folder: Path) -> S:
+    """The settings with each path relative to `folder` where there is one of that name; else as it is, as a Hub id."""
+    paths = {name: _beside(getattr(settings, name), folder) for name in path_fields(settings)}
+    return dataclasses.replace(settings, **paths)  # type: ignore[type-var]
+
+
 def as_record(settings: Any) -> dict[str, Any]:
     """The settings as JSON holds them; of a path its last part, so that the same run elsewhere has the same record.
 
@@ -93,6 +104,12 @@ def nearest(name: str, names: Iterable[str], kind: str = "keys") -> str:
     """The end of a message about an unknown name: the one it may have meant, or all there are of its kind."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean `{near[0]}`?" if near else f"; the {kind} are {', '.join(names)}"
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_beside(one, folder) for one in value)
+    return str(folder / value) if value and (folder / value).exists() else value
 
 
 def _as_json(value: Any, *, is_path: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class PackedSequences(torch.utils.data.Dataset):
         if len(set(lengths.values())) > 1:
             raise SourceError(f"the folders hold sequences of different lengths, {lengths}; pack them alike")
         self.sequence_length: int = next(iter(lengths.values()))
-        self.tokens_by_language = _added(manifest["tokens_by_language"] for manifest in manifests.values())
+        counts = (Counter[str](manifest["tokens_by_language"]) for manifest in manifests.values())
+        self.tokens_by_language = dict(sum(counts, Counter[str]()))
         self._parts = [load_packed(folder, streaming=False) for folder in folders]
         self._places = [[self.languages.index(name) for name in packed_languages(folder)] for folder in folders]
         self._ends = np.cumsum([len(part) for part in self._parts])
@@ -71,13 +72,6 @@ def _vocabularies(tokenizer: Any) -> Iterator[dict[str, int]]:
     file = Path(tokenizer.name_or_path, "tokenizer.json")
     if file.is_file():
         yield Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-
-
-def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    added: Counter[str] = Counter()
-    for some in counts:
-        added.update(some)
-    return dict(+added)
 
 
 def batch_of(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -11,9 +11,9 @@ from typing import Any
 from transformers.trainer_utils import get_last_checkpoint
 
 from moe_codegen.errors import OutputError, ResumeError
-from moe_codegen.settings import as_record
+from moe_codegen.settings import as_record, path_fields
 from moe_codegen.training.runfile import write_run
-from moe_codegen.training.settings import FREE_TO_CHANGE, TrainSettings, path_fields
+from moe_codegen.training.settings import FREE_TO_CHANGE, TrainSettings
 from moe_codegen.whole_file import write_whole, writing
 
 STAGED = ".partial"  # where a checkpoint, and in the end the model, is written until it is whole

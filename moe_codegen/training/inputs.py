@@ -10,9 +10,10 @@ from moe_codegen.checkpoint import resolve_source, sha256_of
 from moe_codegen.data import open_source, packed_languages
 from moe_codegen.data.passes.stage import MANIFEST
 from moe_codegen.errors import ConfigError
+from moe_codegen.settings import path_fields
 from moe_codegen.training.folder import read_summary
 from moe_codegen.training.models import config_file
-from moe_codegen.training.settings import TrainSettings, path_fields
+from moe_codegen.training.settings import TrainSettings
 
 
 def identify(settings: TrainSettings) -> dict[str, str]:

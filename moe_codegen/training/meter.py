@@ -108,11 +108,7 @@ def concentration(counts: LoadCounts) -> np.ndarray:
     even, K where every token takes the same K.
     """
     chosen_LE = counts.chosen_GLE.sum(axis=0)
-    experts, top_k = chosen_LE.shape[-1], _top_k(counts)
+    experts, top_k = chosen_LE.shape[-1], round(counts.chosen_GLE.sum() / max(counts.first_GLE.sum(), 1))
     if experts == top_k:
         return np.zeros(len(chosen_LE))
     return (experts - np.exp(load_entropy(chosen_LE))) / (experts - top_k)
-
-
-def _top_k(counts: LoadCounts) -> int:
-    return round(counts.chosen_GLE.sum() / max(counts.first_GLE.sum(), 1))

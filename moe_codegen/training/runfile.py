@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moe_codegen.settings import read_toml, settings_from
-from moe_codegen.training.settings import TrainSettings, path_fields
+from moe_codegen.settings import beside, path_fields, read_toml, settings_from
+from moe_codegen.training.settings import TrainSettings
 
 S = TypeVar("S", bound=TrainSettings)
 
@@ -21,11 +21,10 @@ def read_run(settings_class: type[S], path: str | Path, overrides: Mapping[str, 
     Raises `ConfigError` for what is unknown, of another type, or cannot hold.
     """
     path = Path(path)
-    settings = settings_from(settings_class, read_toml(path), str(path))
-    beside = {name: _beside(path.parent, getattr(settings, name)) for name in path_fields(settings)}
+    settings = beside(settings_from(settings_class, read_toml(path), str(path)), path.parent)
     given = settings_from(settings_class, overrides or {}, "the flags")
     new = {name: _over(getattr(settings, name), getattr(given, name)) for name in overrides or {}}
-    settings = dataclasses.replace(settings, **{**beside, **new})
+    settings = dataclasses.replace(settings, **new)
     settings.check()
     return settings
 
@@ -40,13 +39,6 @@ def write_run(settings: TrainSettings, path: Path) -> None:
 
 def _over(before: Any, given: Any) -> Any:
     return {**before, **given} if isinstance(given, Mapping) else given
-
-
-def _beside(folder: Path, value: Any) -> Any:
-    """A path relative to the run file where there is one of that name; else as it is, such as a hub id."""
-    if isinstance(value, tuple):
-        return tuple(_beside(folder, one) for one in value)
-    return str(folder / value) if value and (folder / value).exists() else value
 
 
 def _absolute(value: Any) -> Any:

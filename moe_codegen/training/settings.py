@@ -1,6 +1,5 @@
 """What a run file says: one settings class for each of `train dense`, `train expert` and `train mix`."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -146,8 +145,3 @@ class MixSettings(TrainSettings):
             raise ConfigError("`model` names no mixture; make one with `moe-codegen upcycle`")
         check_between(self, 0, math.inf, "router_learning_rate", open_ended=True)
         check_between(self, 0, math.inf, "router_aux_loss_coef", "router_z_loss_coef", "router_logit_scale")
-
-
-def path_fields(settings: TrainSettings) -> list[str]:
-    """The fields that name files."""
-    return [field.name for field in dataclasses.fields(settings) if field.metadata["is_path"]]

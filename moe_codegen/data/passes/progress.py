@@ -5,15 +5,15 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 FILES, BYTES, KEPT = range(3)
 _counters: SynchronizedArray | None = None
 
 
-def count_into(counters: SynchronizedArray | None) -> None:
-    """Make `advance` in this process add to `counters`; None: to nothing."""
+def count_into(counters: SynchronizedArray) -> None:
+    """Make `advance` in this process add to `counters`."""
     global _counters
     _counters = counters
 
@@ -69,10 +69,6 @@ class Progress:
     def _show(self) -> None:
         if self.counters is not None:
             files, nbytes, kept = self.counters[:]
-            seconds = _elapsed(self._bar.tasks[0])
+            seconds = max(self._bar.tasks[0].elapsed or 0.0, 1e-3)
             rate = f"{files / seconds:,.0f} files/s {nbytes / seconds / 1e6:,.1f} MB/s"
             self._bar.update(self._task, completed=nbytes, kept=kept / max(files, 1), rate=rate)
-
-
-def _elapsed(task: Task) -> float:
-    return max(task.elapsed or 0.0, 1e-3)

@@ -13,7 +13,7 @@ from moe_codegen.data.reading.sources import UNIT_BYTES, Source, open_source
 from moe_codegen.data.report.report import write_report
 from moe_codegen.data.sampling.split import TRAIN, VALIDATION
 from moe_codegen.errors import ConfigError
-from moe_codegen.settings import read_toml, settings_from
+from moe_codegen.settings import beside, read_toml, settings_from
 from moe_codegen.whole_file import writing
 
 
@@ -49,19 +49,13 @@ def read_plan(path: str | Path) -> Plan:
     if "path" not in source:
         raise ConfigError(f"{path} does not say what to read; add [source] with path = ...")
     where = str(source.pop("path"))
-    where = _beside(path, where) if "/" in where else str(path.parent / where)  # a dataset's id has an owner
+    if "/" not in where or (path.parent / where).exists():  # a dataset's id has an owner
+        where = str(path.parent / where)
     steps: dict[str, Any] = {
-        name: settings_from(verb.settings, tables[name], f"[{name}] of {path}")
+        name: beside(settings_from(verb.settings, tables[name], f"[{name}] of {path}"), path.parent)
         for name, verb in VERBS.items()
         if name in tables
     }
-    if "decontaminate" in steps:
-        named = tuple(_beside(path, benchmark) for benchmark in steps["decontaminate"].benchmarks)
-        steps["decontaminate"] = replace(steps["decontaminate"], benchmarks=named)
-    if "pack" in steps and steps["pack"].tokenizer:
-        steps["pack"] = replace(steps["pack"], tokenizer=_beside(path, steps["pack"].tokenizer))
-    if "tokenizer" in steps and steps["tokenizer"].base:
-        steps["tokenizer"] = replace(steps["tokenizer"], base=_beside(path, steps["tokenizer"].base))
     return Plan(where, settings_from(SourceSettings, source, f"[source] of {path}"), steps, "report" in tables)
 
 
@@ -72,12 +66,6 @@ def check_plan(plan: Plan) -> None:
             VERBS[name].check(settings)
         elif "tokenizer" not in plan.steps:
             raise ConfigError("[pack] needs a tokenizer: say tokenizer = FOLDER in it, or add a table [tokenizer]")
-
-
-def _beside(toml: Path, name: str) -> str:
-    """A path relative to the TOML file, where there is one of that name; else the name as it is (a Hub id)."""
-    beside = toml.parent / name
-    return str(beside) if beside.exists() else name
 
 
 def prepare(

@@ -36,7 +36,7 @@ def draw(stages: list[Record], out: Path) -> list[list[str]]:
 def _save(figure: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure.tight_layout()
+    figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
@@ -60,9 +60,7 @@ def _draw_tally(stage: Record, path: Path) -> None:
         axis.set_xlabel(title)
     axes[0].invert_yaxis()  # from the top in the order of the tables; the other axis goes with it
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=7)
-    figure.set_layout_engine("constrained")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _draw_histograms(stage: Record, path: Path) -> None:
