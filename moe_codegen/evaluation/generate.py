@@ -25,7 +25,7 @@ from moe_codegen.evaluation.multipl_e import (
     write_completions,
 )
 from moe_codegen.evaluation.problems import Problem, read_problems
-from moe_codegen.evaluation.run_folder import RunRecord, claim, writing
+from moe_codegen.evaluation.run_folder import RunRecord, claim, writable
 from moe_codegen.evaluation.settings import ExecutionSettings, ModelSettings, ProblemSettings, SamplingSettings
 from moe_codegen.settings import as_record
 
@@ -82,7 +82,7 @@ def generate(
     languages = [find_language(name) for name in dict.fromkeys(problems.languages)]
     rows = {language.name: _problems(problems, language.name) for language in languages}
     out, opened = Path(out), contextlib.nullcontext(bench)
-    with writing(out), open_bench(languages, execution) if execute and bench is None else opened as bench:
+    with writable(out), open_bench(languages, execution) if execute and bench is None else opened as bench:
         loaded = load(model, model_settings, name)
         writer = Writer(loaded.model, loaded.tokenizer, sampling)
         writer.check([problem for some in rows.values() for problem in some])

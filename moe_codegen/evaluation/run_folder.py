@@ -103,7 +103,7 @@ def check_writable(out: Path) -> None:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def writable(out: Path) -> Iterator[None]:
     """A context in which files are written to `out`; what `check_writable` refuses, or a full disk is `OutputError`."""
     check_writable(out)
     try:

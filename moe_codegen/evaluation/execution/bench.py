@@ -12,7 +12,7 @@ from moe_codegen.evaluation.execution.folder import FolderJudge
 from moe_codegen.evaluation.execution.outcome import Kind
 from moe_codegen.evaluation.languages import Language, check_tools, find_language
 from moe_codegen.evaluation.multipl_e import Completions, completion_files, read_completions
-from moe_codegen.evaluation.run_folder import language_folders, writing
+from moe_codegen.evaluation.run_folder import language_folders, writable
 from moe_codegen.evaluation.sandbox import Sandbox, open_sandbox
 from moe_codegen.evaluation.settings import ExecutionSettings
 
@@ -90,7 +90,7 @@ def execute(
                 f"{folder} mixes {languages[folder].name} and {', '.join(mixed)}; one folder, one language"
             )
     distinct = {language.name: language for language in languages.values()}
-    with writing(Path(out)), open_bench(distinct.values(), settings) as bench:
+    with writable(Path(out)), open_bench(distinct.values(), settings) as bench:
         judges = {folder: bench.judge_for(folder, languages[folder]) for folder in folders}
         for folder, judge in judges.items():
             for problem in folders[folder]:

@@ -26,7 +26,7 @@ from moe_codegen.evaluation.held_out.expert_use import encode_kinds, expert_use,
 from moe_codegen.evaluation.held_out.line_completion import complete_places, tasks_for
 from moe_codegen.evaluation.held_out.line_places import choose_places
 from moe_codegen.evaluation.loaded_model import LoadedModel, describe_versions, load
-from moe_codegen.evaluation.run_folder import MEASURES, claim, read_measure, writing
+from moe_codegen.evaluation.run_folder import MEASURES, claim, read_measure, writable
 from moe_codegen.evaluation.settings import MeasureSettings, ModelSettings
 from moe_codegen.metrics import Document, document_losses, encode_documents, start_token
 from moe_codegen.metrics.windows import count_windows, window_length
@@ -61,7 +61,7 @@ def measure(
     """
     settings, model_settings = settings or MeasureSettings(), model_settings or ModelSettings()
     out = Path(out)
-    with writing(out):
+    with writable(out):
         documents = documents_for(data, settings) if isinstance(data, str | Path) else data
         loaded = load(model, model_settings, name)
         subject = {"model": loaded.record, "settings": as_record(settings), "documents": _account(documents)}

@@ -14,7 +14,7 @@ from moe_codegen.evaluation.report.heat_maps import Routing, routing_of
 from moe_codegen.evaluation.report.programs import Failures, WinsAndLosses, failures, order_kinds, wins_and_losses
 from moe_codegen.evaluation.report.runs import PASSED, EvaluatedRun, read_runs
 from moe_codegen.evaluation.report.tables import SideBySide, measure_tables, pass_at_k_table, syntax_table
-from moe_codegen.evaluation.run_folder import writing
+from moe_codegen.evaluation.run_folder import writable
 from moe_codegen.whole_file import write_whole
 
 
@@ -81,7 +81,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
         raise ConfigError(f"{out} should end in .html; the Markdown is written beside it")
     if not folders:
         raise ConfigError("no run to report; give at least one folder of `moe-codegen evaluate`")
-    with writing(out.parent):
+    with writable(out.parent):
         content = gather([Path(folder) for folder in folders])
         out.parent.mkdir(parents=True, exist_ok=True)
         markdown, pictures = out.with_suffix(".md"), out.with_name(f"{out.stem}-figures")
