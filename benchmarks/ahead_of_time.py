@@ -150,6 +150,11 @@ def compile_quantised_layer(
     return recorder
 
 
+def constant_of(kernel: Any, name: str) -> Any:
+    """The value that a compiled kernel was given for its argument `name`, a `tl.constexpr`."""
+    return kernel.src.constants[(kernel.src.fn.arg_names.index(name),)]
+
+
 @dataclass(frozen=True)
 class Loop:
     """The main loop of a compiled kernel, and its resources.
@@ -220,7 +225,7 @@ def _extents_of_sm_100(kernel: Any) -> str:
     """
     ptx = kernel.asm["ptx"]
     extents = set()
-    for register in set(re.findall(r"tcgen05\.mma\S* \[.*?\], %rd\d+, %rd\d+, (%r\d+),", ptx)):
+    for register in set(re.findall(r"tcgen05\.mma\S* \[.*?\], (?:%rd\d+|\[.*?\]), %rd\d+, (%r\d+),", ptx)):
         for value in re.findall(rf"mov\.b32\s+{register}, (\d+);", ptx):
             extents.add((16 * (int(value) >> 24 & 31), 8 * (int(value) >> 17 & 63), 16))
     assert len(extents) <= 1, f"{kernel.metadata.name} multiplies in {extents}"

@@ -9,7 +9,7 @@ from benchmarks.shapes import SHAPES
 
 GEMMS = ("up_kernel", "linear_kernel", "down_gradient_kernel", "ragged_k_kernel")
 DECODE = ("decode_up_kernel", "decode_down_kernel")
-CALLS = [(16384, 16, GEMMS), *((tokens, bits, DECODE) for bits in (16, 8, 4) for tokens in (8, 64))]
+CALLS = [(16384, 16, GEMMS), *((tokens, bits, DECODE) for bits in (16, 8, 4) for tokens in (8, 32, 64))]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +22,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "kernel-static-cost", "instructions, registers and shared memory of every GEMM's main loop, compiled", add_options
 )
 def run(options: argparse.Namespace) -> Result:
-    """Compile a layer of 16384 tokens in training, and of 8 and 64 in decode with each width; read their loops."""
+    """Compile a layer of 16384 tokens in training, and of 8, 32 and 64 in decode with each width; read their loops."""
     try:
         import triton
 
-        from benchmarks.ahead_of_time import BYTES_PER_CLOCK, compile_layer, compile_quantised_layer, main_loop
-        from moe_codegen_kernels.gpu import decode
+        from benchmarks.ahead_of_time import (
+            BYTES_PER_CLOCK,
+            compile_layer,
+            compile_quantised_layer,
+            constant_of,
+            main_loop,
+        )
     except ModuleNotFoundError:
         return Result([], notes=["needs triton: pip install 'moe-codegen[gpu]'"])
     rows = []
@@ -50,8 +55,8 @@ def run(options: argparse.Namespace) -> Result:
                         fraction = loop.issue_fraction(architecture)
                     else:
                         matrices = 2 if loop.kernel == "decode_up_kernel" and SHAPES[name].gated else 1
-                        weight_bytes = matrices * decode.BLOCK_N * decode.VALUES_K[2] * bits // 8
-                        fraction = loop.issue_clocks / (weight_bytes / BYTES_PER_CLOCK[architecture])
+                        weights = matrices * constant_of(kernel, "BLOCK_N") * constant_of(kernel, "BLOCK_K")
+                        fraction = loop.issue_clocks / (weights * bits / 8 / BYTES_PER_CLOCK[architecture])
                     rows.append(
                         {
                             "architecture": architecture,

@@ -158,5 +158,9 @@ def test_decode_of_quantised_weights_fits_and_loads_ahead(architecture, dtype, f
             assert loop.stack <= (0 if few else 16)  # of 64 tokens, where the processor multiplies in registers
             if loop.tensor_core.startswith("HMMA"):
                 assert loop.copies > 0
-                buffers = re.findall(r"swizzled_shared<\{.*?maxPhase = (\d+)", kernel.asm["ttgir"])
-                assert "1" not in buffers, "rows of weights lie in the same banks"
+                phases = dict(
+                    re.findall(r"(#shared\d*) = #ttg.swizzled_shared<\{.*?maxPhase = (\d+)", kernel.asm["ttgir"])
+                )
+                weights = re.findall(r"local_alloc .*xi8, (#shared\d*),", kernel.asm["ttgir"])
+                assert weights
+                assert all(phases[buffer] != "1" for buffer in weights), "rows of weights lie in the same banks"

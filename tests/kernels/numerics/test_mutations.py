@@ -72,11 +72,11 @@ def test_the_check_sees(monkeypatch, tmp_path, module, right, wrong):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("(k_K < K // PACKED)[:, None] &", "(k_K < K // PACKED - 1)[:, None] &"),
-        ("(value_K < K)[None, :]", "(value_K < K - 1)[None, :]"),
+        ("& (k_K < K // PACKED)[None, :]", "& (k_K < K // PACKED - 1)[None, :]"),
+        ("(value_K < K)[:, None]", "(value_K < K - 1)[:, None]"),
         ("slot_T, BLOCK_T * TOP_K)) == tl.program_id(0)", "slot_T, BLOCK_T * TOP_K)) < tl.program_id(0)"),
         ("(part * T * TOP_K + slot) * N", "(part * T * TOP_K + token) * N"),
-        ("tl.where(part == 0, bias_of(bias_ptr, expert, column_N, N), 0.0)", "bias_of(bias_ptr, expert, column_N, N)"),
+        ("tl.where(part == 0, tl.trans(bias", "tl.where(part >= 0, tl.trans(bias"),
         ("tl.min(tl.where(ids == expert", "tl.max(tl.where(ids == expert"),
         ("a *= value", "pass"),
     ],
@@ -90,11 +90,11 @@ def test_decode_mutations(tmp_path, right, wrong):
     ("right", "wrong"),
     [
         ("byte_K // 16 * 32", "byte_K // 32 * 64"),
-        ("28 if half == 0 else 24", "24 if half == 0 else 28"),
+        ("low if half == 0 else high", "high if half == 0 else low"),
         ("k // GROUP if J > 1 else", "0 if J > 1 else"),
         ("+ tl.arange(0, J)", "+ 0 * tl.arange(0, J)"),
         ("scales_ptr + tl.cast(N, tl.int64) * groups", "scales_ptr + tl.cast(N - 1, tl.int64) * groups"),
-        ("(group_J < groups)[:, None] &", "(group_J < groups - 1)[:, None] &"),
+        ("& (group_J < groups)[None, :]", "& (group_J < groups - 1)[None, :]"),
         ("sums *= tl.load(scales_ptr + column_N", "sums *= tl.load(scales_ptr + 0 * column_N"),
     ],
 )
