@@ -19,7 +19,7 @@ except ImportError:  # by hand, where hatchling need not be
     BuildHookInterface = object  # type: ignore[assignment, misc]
 
 FOLDER = Path(__file__).parent / "moe_codegen_kernels" / "cpu"
-SOURCES = (FOLDER / "grouped_gemm.c", FOLDER / "quantised.c")
+SOURCES = (FOLDER / "grouped_gemm.c", FOLDER / "quantised.c", FOLDER / "rows.c")
 BUILDS = {"x86_64": ("x86-64-v3", "x86-64-v4", "cooperlake"), "aarch64": ("armv8-a",)}
 # Not linked with an OpenMP library: the functions are those of the one that torch brings.
 FLAGS = ("-std=gnu11", "-O3", "-mtune=generic", "-fPIC", "-fopenmp", "-Wall", "-Wextra")

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: `grouped_gemm.c` and `quantised.c` for the instructions of this processor.
+"""The compiled CPU kernels: `grouped_gemm.c`, `quantised.c` and `rows.c` for the instructions of this processor.
 
 `kernels/build_cpu.py` compiles them when the package is installed and a C compiler is found. Without them everything
 here runs through torch; `describe_cpu_path` says which of the two it is, and why.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels.quantised_weights import BLOCK, Quantised
-from moe_codegen_kernels.records import Matrices
+from moe_codegen_kernels.records import Matrices, RoutingPlan
 
 # torch's name for what the processor can do -> the build for it, as GCC names it; arm64 has one baseline.
 BUILDS = {
@@ -74,6 +74,21 @@ def _quantised() -> ctypes.CDLL | str:
         return library
     integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
     library.quantised_linear.argtypes = [integer] * 3 + [long] * 4 + [integer] + [pointer] * 6
+    return library
+
+
+@functools.cache
+def _rows() -> ctypes.CDLL | str:
+    """`rows.c`."""
+    library = load("rows")
+    if isinstance(library, str):
+        return library
+    integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+    library.routing_plan.argtypes = [long] * 2 + [pointer] * 4
+    library.gather.argtypes = [integer] * 2 + [long] * 3 + [pointer] * 3
+    library.combine.argtypes = [integer] * 2 + [long] * 4 + [pointer] * 5
+    for function in (library.routing_plan, library.gather, library.combine):
+        function.restype = None
     return library
 
 
@@ -206,6 +221,47 @@ def quantised_linear(
     assert isinstance(library, ctypes.CDLL)
     if _call(library.quantised_linear, (), rows_RK, matrices, bias_EN, offsets_E, out_RN, activation):
         raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in 16 bits")
+
+
+def moves(tensor: Tensor) -> bool:
+    """Whether `rows.c` is there and can read or write these values, or ids."""
+    known = tensor.dtype in DTYPES or tensor.dtype == torch.int64
+    return not isinstance(_rows(), str) and known and tensor.is_contiguous() and tensor.is_cpu
+
+
+def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> RoutingPlan:
+    """order_R, inverse_R, offsets_E of ids that it `moves`."""
+    library = _rows()
+    assert isinstance(library, ctypes.CDLL)
+    rows = expert_ids_TK.numel()
+    order_R, inverse_R = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.int32)
+    offsets_E = torch.empty(num_experts + 1, dtype=torch.int32)
+    pointers = (tensor.data_ptr() for tensor in (expert_ids_TK, order_R, inverse_R, offsets_E))
+    library.routing_plan(rows, num_experts, *pointers)
+    return RoutingPlan(order_R, inverse_R, offsets_E)
+
+
+def gather(hidden_TD: Tensor, order_R: Tensor, top_k: int) -> Tensor:
+    """out_RD, float32: each row's token of a hidden_TD that it `moves`."""
+    library = _rows()
+    assert isinstance(library, ctypes.CDLL)
+    rows, columns = order_R.numel(), hidden_TD.shape[1]
+    out_RD = torch.empty(rows, columns)
+    pointers = (tensor.data_ptr() for tensor in (order_R, hidden_TD, out_RD))
+    library.gather(DTYPES[hidden_TD.dtype], torch.get_num_threads(), rows, columns, top_k, *pointers)
+    return out_RD
+
+
+def combine(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: Tensor, dtype: torch.dtype) -> Tensor:
+    """out_TD of `dtype`: the weighted sum of each token's rows, float32 ones that it `moves`, as are the weights."""
+    library = _rows()
+    assert isinstance(library, ctypes.CDLL)
+    (tokens, top_k), columns = weights_TK.shape, rows_RD.shape[1]
+    out_TD = torch.empty(tokens, columns, dtype=dtype)
+    pointers = (tensor.data_ptr() for tensor in (offsets_E, inverse_R, weights_TK, rows_RD, out_TD))
+    sizes = (tokens, columns, top_k, offsets_E.numel() - 1)
+    library.combine(DTYPES[dtype], torch.get_num_threads(), *sizes, *pointers)
+    return out_TD
 
 
 def _call(

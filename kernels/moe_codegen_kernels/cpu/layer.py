@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_codegen_kernels.activations import activate, activate_backward
-from moe_codegen_kernels.cpu.parts import combine
+from moe_codegen_kernels.cpu.parts import combine, gather_rows
 from moe_codegen_kernels.cpu.products import outer_product, product, touched, wide, zero_untouched
 from moe_codegen_kernels.cpu.routing import routing_plan
 from moe_codegen_kernels.records import ExpertWeights, Matrices, RoutingPlan
@@ -31,8 +31,7 @@ def expert_ffn(
     h_RG = hidden_TD.new_empty((order_R.numel(), experts.up.shape[1]) if keep_preactivation else (0,))
     narrow = hidden_TD.dtype == torch.bfloat16
     for some, rows, bounds in _groups(experts, offsets_E):
-        tokens_M = order_R[rows] // expert_ids_TK.shape[1]
-        x_MD = hidden_TD.index_select(0, tokens_M).to(sums)
+        x_MD = gather_rows(hidden_TD, order_R[rows], expert_ids_TK.shape[1])
         if experts.gated or keep_preactivation:
             h_MG = product(x_MD, some.up, some.up_bias, bounds, narrow=narrow)
             a_MF = _activate(h_MG, some)
@@ -82,10 +81,8 @@ def expert_ffn_backward(
         one = experts.of(slice(expert, expert + 1))
         bounds = torch.tensor([0, rows.stop - rows.start], dtype=torch.int32)
         slots_M = order_R[rows]
-        tokens_M = slots_M // top_k
         s_M1 = weights_R.index_select(0, slots_M)[:, None]
-        dO_MD = grad_TD.index_select(0, tokens_M).to(sums)
-        x_MD = hidden_TD.index_select(0, tokens_M).to(sums)
+        dO_MD, x_MD = gather_rows(grad_TD, slots_M, top_k), gather_rows(hidden_TD, slots_M, top_k)
         if preactivation_RG is not None:
             h_MG = preactivation_RG[rows].to(sums)
         else:

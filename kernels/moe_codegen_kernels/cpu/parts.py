@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moe_codegen_kernels.cpu import compiled
 from moe_codegen_kernels.cpu.products import outer_product, product, touched, wide, zero_untouched
 
 
@@ -28,6 +29,13 @@ def grouped_gemm_ragged_k(left_RM: Tensor, right_RN: Tensor, offsets_E: Tensor) 
     return out_EMN
 
 
+def gather_rows(hidden_TD: Tensor, order_R: Tensor, top_k: int) -> Tensor:
+    """out_RD[r] = hidden_TD[order_R[r] // top_k], in `wide`."""
+    if compiled.moves(hidden_TD):
+        return compiled.gather(hidden_TD, order_R, top_k)
+    return hidden_TD.index_select(0, order_R // top_k).to(wide(hidden_TD.dtype))
+
+
 def gather(hidden_TD: Tensor, order_R: Tensor, offsets_E: Tensor, top_k: int) -> Tensor:
     """out_RD[r] = hidden_TD[order_R[r] // top_k]; rows of no expert are 0."""
     out_RD = hidden_TD.index_select(0, order_R // top_k)
@@ -39,13 +47,17 @@ def combine(
     rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
     """out_TD[t] = sum over k of weights_TK[t, k] * rows_RD[row of (t, k)], summed in `wide`, cast once to `dtype`."""
+    dtype = dtype or rows_RD.dtype
     sums = wide(rows_RD.dtype)
-    bags_TK, weights_TK = inverse_R.view(weights_TK.shape), weights_TK.to(sums)
+    rows_RD, weights_TK = rows_RD.to(sums), weights_TK.to(sums).contiguous()
+    if compiled.moves(rows_RD):
+        return compiled.combine(rows_RD, weights_TK, inverse_R, offsets_E, dtype)
+    bags_TK = inverse_R.view(weights_TK.shape)
     if int(offsets_E[-1]) < inverse_R.numel():  # a row of no expert is row 0, weighed with 0
         routed_TK = bags_TK < offsets_E[-1]
         bags_TK, weights_TK = bags_TK * routed_TK, weights_TK * routed_TK
-    out_TD = F.embedding_bag(bags_TK, rows_RD.to(sums), mode="sum", per_sample_weights=weights_TK)  # K rows a token
-    return out_TD.to(dtype or rows_RD.dtype)
+    out_TD = F.embedding_bag(bags_TK, rows_RD, mode="sum", per_sample_weights=weights_TK)  # K rows a token
+    return out_TD.to(dtype)
 
 
 def combine_backward(

@@ -1,11 +1,12 @@
-"""Routing in torch's own operations: which experts a token goes to, and the order that puts an expert's rows together.
+"""Routing: which experts a token goes to, and the order that puts an expert's rows together.
 
-Any device without a kernel of its own runs these, too.
+In torch's own operations, which any device without a kernel of its own runs, too, but for what is compiled for the CPU.
 """
 
 import torch
 from torch import Tensor
 
+from moe_codegen_kernels.cpu import compiled
 from moe_codegen_kernels.cpu.products import wide
 from moe_codegen_kernels.records import RoutingPlan
 
@@ -20,8 +21,11 @@ def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Ten
 
 
 def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> RoutingPlan:
-    """By one stable sort, in few operations: each token waits for them in each layer."""
-    sorted_R, order_R = expert_ids_TK.reshape(-1).sort(stable=True)
+    """By one compiled pass, or one stable sort, in few operations: each token waits for them in each layer."""
+    ids_TK = expert_ids_TK.long().contiguous()
+    if compiled.moves(ids_TK):
+        return compiled.routing_plan(ids_TK, num_experts)
+    sorted_R, order_R = ids_TK.clamp(max=num_experts).reshape(-1).sort(stable=True)
     device = sorted_R.device
     bounds_E = torch.arange(num_experts + 1, dtype=sorted_R.dtype, device=device)
     offsets_E = torch.searchsorted(sorted_R, bounds_E, out_int32=True)

@@ -44,6 +44,7 @@ def cpu_path(request, monkeypatch, tmp_path):
         compiled.load,
         compiled._library,
         compiled._quantised,
+        compiled._rows,
         compiled.panel_width,
         compiled.multiplies_pairs,
     )
