@@ -10,11 +10,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from moe_codegen.plain_text import is_control, text_only
 
 
-def load_tokenizer(folder: Path, config: PreTrainedConfig) -> Any | None:
+def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> Any | None:
     """The tokenizer stored in `folder`; None where there is none.
 
-    `config` is the configuration the library made of the checkpoint's own, which may name Python code (`auto_map`)
-    that transformers would ask to run.
+    `config` is the configuration the library made of the checkpoint's own [read from the folder], which may name
+    Python code (`auto_map`) that transformers would ask to run.
     """
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None

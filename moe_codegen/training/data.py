@@ -2,15 +2,13 @@
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xxhash
-from tokenizers import Tokenizer
 
 from moe_codegen.data import collate, load_packed, packed_languages, read_manifest
 from moe_codegen.data.packing.tokenizer import vocabulary_hash
@@ -35,14 +33,14 @@ class PackedSequences(torch.utils.data.Dataset):
     def __init__(self, folders: Sequence[str], tokenizer: Any) -> None:
         self.languages = tuple(dict.fromkeys(name for folder in folders for name in packed_languages(folder)))
         manifests = {folder: read_manifest(folder) or {} for folder in folders}
-        mine = {vocabulary_hash(vocabulary) for vocabulary in _vocabularies(tokenizer)}
+        mine = vocabulary_hash(tokenizer.get_vocab())
         for folder, manifest in manifests.items():
             if manifest["sequences"] == 0:
                 raise SourceError(
                     f"{folder} is packed from no documents ({', '.join(packed_languages(folder))}); "
                     "leave it out, or pack data that has some"
                 )
-            if manifest.get("vocabulary") not in mine:
+            if manifest.get("vocabulary") != mine:
                 raise TokenizerError(
                     f"{folder} was packed with the tokenizer {manifest['settings']['tokenizer']}, which numbers tokens "
                     "otherwise than the model's; pack the data again with the tokenizer of the model's folder"
@@ -64,14 +62,6 @@ class PackedSequences(torch.utils.data.Dataset):
         part = int(np.searchsorted(self._ends, index, side="right"))
         row = self._parts[part][index - int(self._ends[part]) + len(self._parts[part])]
         return {**row, "languages": [self._places[part][language] for language in row["languages"]]}
-
-
-def _vocabularies(tokenizer: Any) -> Iterator[dict[str, int]]:
-    """A tokenizer's, and its file's, to which transformers may add tokens as it loads it: Code Llama's <FILL_ME>."""
-    yield tokenizer.get_vocab()
-    file = Path(tokenizer.name_or_path, "tokenizer.json")
-    if file.is_file():
-        yield Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
 
 
 def batch_of(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from moe_codegen.architectures import ARCHITECTURES, DenseCheckpoint, is_known
-from moe_codegen.checkpoint import read_json, resolve_source
+from moe_codegen.checkpoint import load_tokenizer, read_json, resolve_source
 from moe_codegen.errors import ConfigError, TokenizerError
 from moe_codegen.generation import load_model
 from moe_codegen.modeling import MoEConfig, MoEForCausalLM
@@ -112,12 +112,17 @@ def _load_dense(settings: TrainSettings, vocabulary: int) -> Any:
 
 def _load_tokenizer(folder: Path) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
     except (OSError, ValueError) as error:
         raise TokenizerError(
-            f"{folder} has no tokenizer, so it cannot be told whether the data was packed for it: {error}. "
-            "Copy the tokenizer that the data was packed with into it"
+            f"the tokenizer of {folder} cannot be read: {error}. Copy the one that the data was packed with into it"
         ) from error
+    if tokenizer is None:
+        raise TokenizerError(
+            f"{folder} has no tokenizer, so it cannot be told whether the data was packed for it. Copy the tokenizer "
+            "that the data was packed with into it"
+        )
+    return tokenizer
 
 
 def _require_grad(modules: Sequence[nn.Module], required: bool) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from moe_codegen import upcycle
+from moe_codegen.checkpoint import load_tokenizer
 from moe_codegen.data import PackSettings, TokenizerSettings, make_tokenizer, open_source, pack
 from moe_codegen.errors import CheckpointError, ConfigError, SourceError, TokenizerError
 from moe_codegen.training import DenseSettings, ExpertSettings, MixSettings, read_run, train
@@ -137,9 +138,8 @@ def test_data_packed_for_another_tokenizer(corpus, base, tmp_path):
 def test_data_packed_with_the_models_own_tokenizer_are_taken_though_transformers_adds_a_token(corpus, tmp_path):
     folder = str(published("codellama"))
     pack(open_source(Path(corpus.validation)), tmp_path / "packed", PackSettings(folder, 64, fim_rate=0.0))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert "<FILL_ME>" in tokenizer.get_vocab()
-    assert len(PackedSequences([str(tmp_path / "packed")], tokenizer)) > 0
+    assert "<FILL_ME>" in AutoTokenizer.from_pretrained(folder).get_vocab()
+    assert len(PackedSequences([str(tmp_path / "packed")], load_tokenizer(Path(folder)))) > 0
 
 
 def test_a_base_without_tokenizer(corpus, base, tmp_path):
