@@ -124,12 +124,8 @@ class TrialGemms:
                 self.x_RD, experts, self.h_RG, self.s_R, partials_PG, dots_BR, schedule, tile
             )
             d_bias_EG = rows.sum_partials(partials_PG, schedule, experts.up[:, :, 0])
-            return (
-                dh_RG,
-                sa_RF,
-                d_bias_EG,
-                rows.routing_weight_gradient(dots_BR, self.order_R, schedule.offsets_E, self.s_R),
-            )
+            ds_R = rows.routing_weight_gradient(dots_BR, self.order_R, schedule.offsets_E, self.s_R)
+            return dh_RG, sa_RF, d_bias_EG, ds_R
         return kernels.up(self.x_RD, self.order_R, 1, experts, True, schedule, tile)
 
     def expected(self) -> dict[str, tuple[Tensor, ...]]:
