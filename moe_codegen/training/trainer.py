@@ -235,9 +235,8 @@ class MoETrainer(ShardedTrainer):
             if self.args.should_save:
                 (self._run_dir / STAGED / name).replace(self._run_dir / name)
                 self._drop_old()
-        except (
-            Exception
-        ) as error:  # of a full disk Python, safetensors, tokenizers and torch each have one of their own
+        # Of a full disk Python, safetensors, tokenizers and torch each have an error of their own.
+        except Exception as error:
             raise OutputError(
                 f"{self._run_dir / name} cannot be written: {error}. {self._last_good()}. "
                 "Free some space and run the same command again; it goes on from there"

@@ -30,6 +30,16 @@ QUANTISED = {torch.int8: 3, torch.uint8: 4}
 PAIRED = 2  # from those to the ones that become bfloat16 on their way
 # How W_e[n][k] lies in memory; the names of grouped_gemm.c.
 ROWS, COLUMNS, PANELS = 0, 1, 2
+INTEGER, LONG, POINTER = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+ARGUMENTS: dict[str, dict[str, list[Any]]] = {  # of the functions of each C file
+    "grouped_gemm": {"grouped_gemm": [INTEGER] * 4 + [LONG] * 4 + [INTEGER] + [POINTER] * 6},
+    "quantised": {"quantised_linear": [INTEGER] * 3 + [LONG] * 4 + [INTEGER] + [POINTER] * 6},
+    "rows": {
+        "routing_plan": [LONG] * 2 + [POINTER] * 4,
+        "gather": [INTEGER] * 2 + [LONG] * 3 + [POINTER] * 3,
+        "combine": [INTEGER] * 2 + [LONG] * 4 + [POINTER] * 5,
+    },
+}
 ACTIVATIONS = {None: 0, "gelu_tanh": 1, "silu": 2, "relu": 3}  # those of activations.h
 
 
@@ -50,65 +60,38 @@ def load(kernel: str) -> ctypes.CDLL | str:
         return f"{path.name} is missing; install a C compiler (gcc), then this package again"
     try:
         # Its OpenMP functions are found in the library torch has loaded, so both share one team of threads.
-        return ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
     except OSError as failure:
         return f"{path.name} does not load: {failure}"
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | str:
-    """`grouped_gemm.c`."""
-    library = load("grouped_gemm")
-    if isinstance(library, str):
-        return library
-    integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    library.grouped_gemm.argtypes = [integer] * 4 + [long] * 4 + [integer] + [pointer] * 6
+    for function, types in ARGUMENTS[kernel].items():
+        getattr(library, function).argtypes = types
     return library
 
 
-@functools.cache
-def _quantised() -> ctypes.CDLL | str:
-    """`quantised.c`."""
-    library = load("quantised")
-    if isinstance(library, str):
-        return library
-    integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    library.quantised_linear.argtypes = [integer] * 3 + [long] * 4 + [integer] + [pointer] * 6
-    return library
-
-
-@functools.cache
-def _rows() -> ctypes.CDLL | str:
-    """`rows.c`."""
-    library = load("rows")
-    if isinstance(library, str):
-        return library
-    integer, long, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    library.routing_plan.argtypes = [long] * 2 + [pointer] * 4
-    library.gather.argtypes = [integer] * 2 + [long] * 3 + [pointer] * 3
-    library.combine.argtypes = [integer] * 2 + [long] * 4 + [pointer] * 5
-    for function in (library.routing_plan, library.gather, library.combine):
-        function.restype = None
+def _loaded(kernel: str) -> ctypes.CDLL:
+    """`kernel`.c, which is known to be there."""
+    library = load(kernel)
+    assert isinstance(library, ctypes.CDLL), library
     return library
 
 
 @functools.cache
 def panel_width() -> int:
     """Columns of a packed panel; 0 without the compiled kernel."""
-    library = _library()
+    library = load("grouped_gemm")
     return 0 if isinstance(library, str) else int(library.panel_width())
 
 
 @functools.cache
 def multiplies_pairs() -> bool:
     """Whether the compiled kernel multiplies bfloat16 as such, for which it rounds rows to bfloat16."""
-    library = _library()
+    library = load("grouped_gemm")
     return not isinstance(library, str) and bool(library.multiplies_pairs())
 
 
 def describe_cpu_path() -> str:
     """What runs the experts on this processor, in one line."""
-    library = _library()
+    library = load("grouped_gemm")
     if isinstance(library, str):
         return f"torch's own products ({library})"
     build = Path(library._name).suffixes[0].removeprefix(".")
@@ -135,7 +118,7 @@ def torch_is_native(dtype: torch.dtype) -> bool:
 
 def rounds_rows(dtype: torch.dtype) -> bool:
     """Whether weights of 16 bits are multiplied as they are, for which rows are rounded to their dtype."""
-    if isinstance(_library(), str):
+    if isinstance(load("grouped_gemm"), str):
         return torch_is_native(dtype)
     return dtype == torch.bfloat16 and multiplies_pairs()
 
@@ -160,7 +143,7 @@ def takes(rows_RK: Tensor, matrices: Matrices, layout: int, out_RN: Tensor) -> b
 
 def takes_few(rows_RK: Tensor, matrices: Quantised, layout: int, out_RN: Tensor) -> bool:
     """Whether the compiled kernel for few rows and quantised weights can multiply these."""
-    library, (_, columns, inner) = _quantised(), matrices.shape
+    library, (_, columns, inner) = load("quantised"), matrices.shape
     if isinstance(library, str):
         return False
     unit = int(library.quantised_unit())
@@ -201,8 +184,7 @@ def grouped_gemm(
             f"matrices {tuple(matrices.shape)} were packed for another processor; this one's panels have "
             f"{panel_width()} columns: pack the plain weights here"
         )
-    library = _library()
-    assert isinstance(library, ctypes.CDLL)
+    library = _loaded("grouped_gemm")
     paired = PAIRED if narrow and layout == ROWS and multiplies_pairs() else 0
     if _call(library.grouped_gemm, (layout,), rows_RK, matrices, bias_EN, offsets_E, out_RN, activation, paired):
         raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in the order in which they are read")
@@ -217,8 +199,7 @@ def quantised_linear(
     activation: str | None = None,
 ) -> None:
     """The same for few rows, which are rounded to 16 bits, and inputs that it `takes_few`."""
-    library = _quantised()
-    assert isinstance(library, ctypes.CDLL)
+    library = _loaded("quantised")
     if _call(library.quantised_linear, (), rows_RK, matrices, bias_EN, offsets_E, out_RN, activation):
         raise MemoryError(f"no memory for {rows_RK.shape[0]} rows in 16 bits")
 
@@ -226,13 +207,12 @@ def quantised_linear(
 def moves(tensor: Tensor) -> bool:
     """Whether `rows.c` is there and can read or write these values, or ids."""
     known = tensor.dtype in DTYPES or tensor.dtype == torch.int64
-    return not isinstance(_rows(), str) and known and tensor.is_contiguous() and tensor.is_cpu
+    return not isinstance(load("rows"), str) and known and tensor.is_contiguous() and tensor.is_cpu
 
 
 def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> RoutingPlan:
     """order_R, inverse_R, offsets_E of ids that it `moves`."""
-    library = _rows()
-    assert isinstance(library, ctypes.CDLL)
+    library = _loaded("rows")
     rows = expert_ids_TK.numel()
     order_R, inverse_R = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.int32)
     offsets_E = torch.empty(num_experts + 1, dtype=torch.int32)
@@ -243,9 +223,8 @@ def routing_plan(expert_ids_TK: Tensor, num_experts: int) -> RoutingPlan:
 
 def gather(hidden_TD: Tensor, order_R: Tensor, top_k: int) -> Tensor:
     """out_RD, float32: each row's token of a hidden_TD that it `moves`."""
-    library = _rows()
-    assert isinstance(library, ctypes.CDLL)
-    rows, columns = order_R.numel(), hidden_TD.shape[1]
+    library = _loaded("rows")
+    order_R, rows, columns = order_R.int().contiguous(), order_R.numel(), hidden_TD.shape[1]
     out_RD = torch.empty(rows, columns)
     pointers = (tensor.data_ptr() for tensor in (order_R, hidden_TD, out_RD))
     library.gather(DTYPES[hidden_TD.dtype], torch.get_num_threads(), rows, columns, top_k, *pointers)
@@ -254,9 +233,9 @@ def gather(hidden_TD: Tensor, order_R: Tensor, top_k: int) -> Tensor:
 
 def combine(rows_RD: Tensor, weights_TK: Tensor, inverse_R: Tensor, offsets_E: Tensor, dtype: torch.dtype) -> Tensor:
     """out_TD of `dtype`: the weighted sum of each token's rows, float32 ones that it `moves`, as are the weights."""
-    library = _rows()
-    assert isinstance(library, ctypes.CDLL)
+    library = _loaded("rows")
     (tokens, top_k), columns = weights_TK.shape, rows_RD.shape[1]
+    offsets_E, inverse_R = offsets_E.int().contiguous(), inverse_R.int().contiguous()
     out_TD = torch.empty(tokens, columns, dtype=dtype)
     pointers = (tensor.data_ptr() for tensor in (offsets_E, inverse_R, weights_TK, rows_RD, out_TD))
     sizes = (tokens, columns, top_k, offsets_E.numel() - 1)

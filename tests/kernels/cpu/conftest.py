@@ -40,14 +40,7 @@ def cpu_path(request, monkeypatch, tmp_path):
     monkeypatch.setattr(compiled, "FOLDER", folder)
     if request.param != "torch":
         monkeypatch.setattr(compiled, "capability", lambda: request.param)
-    caches = (
-        compiled.load,
-        compiled._library,
-        compiled._quantised,
-        compiled._rows,
-        compiled.panel_width,
-        compiled.multiplies_pairs,
-    )
+    caches = (compiled.load, compiled.panel_width, compiled.multiplies_pairs)
     for cache in caches:
         cache.cache_clear()
     yield request.param

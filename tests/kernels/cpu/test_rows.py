@@ -54,3 +54,12 @@ def test_sums_are_rounded_to_nearest_even(cpu_path, dtype):
     rows_RD = torch.tensor(list(wanted))[:, None]
     out_TD = parts.combine(rows_RD, torch.ones(len(wanted), 1), plan.inverse_R, plan.offsets_E, dtype)
     assert out_TD[:, 0].tolist() == list(wanted.values())
+
+
+def test_a_plan_of_wider_integers_that_lie_apart(cpu_path):
+    order_R, inverse_R = (torch.tensor([[1, 9], [0, 9]])[:, 0] for _ in range(2))
+    hidden_TD = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    rows_RD = parts.gather_rows(hidden_TD, order_R, 1)
+    assert torch.equal(rows_RD, hidden_TD.flip(0))
+    offsets_E = torch.tensor([0, 2])
+    assert torch.equal(parts.combine(rows_RD, torch.ones(2, 1), inverse_R, offsets_E), hidden_TD)
